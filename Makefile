@@ -1,0 +1,106 @@
+# Everything runs from .venv, which each target makes and reuses by itself:
+# nothing needs to be installed but Python 3.10 or later and make.
+#
+# A stamp file in .venv stands for each set of packages, so that a target installs only
+# what it needs and installs again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV   := .venv
+# The other distribution of the same name, for comparison only: it owns the same import
+# name, so it can never share an environment with this one.
+PEER   := .venv-peer
+
+PY  := $(VENV)/bin/python
+# Twice quiet: errors only.
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+
+# Parsl starts its helper programs by name.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# A notice about the successor of mkdocs-material, which every build would print.
+export NO_MKDOCS_2_WARNING := 1
+
+# pip must not run twice at once in one environment.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types bench docs clean FORCE
+
+help:  ## List the targets
+	@echo "make TARGET  (each makes and reuses $(VENV) by itself; PYTHON=python3.12 picks another Python)"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with proxystore (QUICK=1: a smaller one)
+	@echo "demo: all-to-all RMSD of three protein transition paths, plain and by reference"
+	@$(PY) examples/md_rmsd/main.py $(if $(QUICK),--quick) $(ARGS)
+
+test: $(VENV)/.test  ## Run the whole test suite (ARGS="-k name" and the like go to pytest)
+	@echo "test: pytest $(ARGS)"
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.lint  ## Check formatting and lint rules; changes nothing
+	@echo "lint: ruff format --check, ruff check"
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+format: $(VENV)/.lint  ## Format, and fix what ruff can fix by itself
+	@echo "format: ruff check --fix, ruff format"
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+types: $(VENV)/.types  ## Type-check the packages (mypy --strict)
+	@echo "types: mypy --strict on src and integrations"
+	@$(PY) -m mypy $(ARGS)
+
+bench: $(VENV)/.test  ## Measure against plain Dask, plain Parsl and the other proxystore; print ratios
+	@$(MAKE) --silent --no-print-directory $(PEER)/.ready || { rm -rf $(PEER); \
+	  echo "bench: the other distribution cannot be installed here: running without its column"; }
+	@echo "bench: benchmarks/run.py $(ARGS)"
+	@PROXYSTORE_PEER_PYTHON="$$(ls $(CURDIR)/$(PEER)/bin/python 2>/dev/null)" $(PY) benchmarks/run.py $(ARGS)
+
+docs: $(VENV)/.docs  ## Build the documentation into site/ (SERVE=1: serve it on localhost)
+	@echo "docs: mkdocs $(if $(SERVE),serve,build --strict)"
+	@$(PY) -m mkdocs $(if $(SERVE),serve,--quiet build --strict)
+	@$(if $(SERVE),,echo "docs: open site/index.html")
+
+clean:  ## Remove both environments and everything that was built
+	@echo "clean: $(VENV), $(PEER), caches, site/, dist/, build/"
+	@rm -rf $(VENV) $(PEER) site dist build runinfo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- environments ----------------------------------------------------------------------
+
+$(VENV)/.demo: EXTRAS := dask,parsl,examples
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+$(VENV)/.test: EXTRAS := all
+$(VENV)/.test: GROUPS := test
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+$(VENV)/.types: EXTRAS := all
+# mypy reads the optional packages too (pandas, polars).
+$(VENV)/.types: GROUPS := test types
+$(VENV)/.types: $(VENV)/.made pyproject.toml
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.types:
+	@echo "Installing proxystore[$(EXTRAS)]$(if $(GROUPS), and what it takes to run $(@:$(VENV)/.%=%)) into $(VENV) ..."
+	@$(PIP) --editable '.[$(EXTRAS)]' $(GROUPS:%=--group %)
+	@touch $@
+
+# Neither needs the packages themselves: ruff and mkdocstrings read source.
+$(VENV)/.lint $(VENV)/.docs: $(VENV)/.made pyproject.toml
+	@echo "Installing what it takes to run $(@:$(VENV)/.%=%) into $(VENV) ..."
+	@$(PIP) --group $(@:$(VENV)/.%=%)
+	@touch $@
+
+# Looked at each time; made again when its Python is gone or not the one asked for, or when
+# the checkout has moved. The file changes only then, and so do the stamps that depend on it.
+$(VENV)/.made: FORCE
+	@tools/venv.sh $(VENV) $(PYTHON) $(if $(filter file,$(origin PYTHON)),"",asked)
+
+# The frameworks in the versions that .venv has, so that only the adapters differ.
+$(PEER)/.ready: benchmarks/peer-requirements.txt
+	@echo "Installing the other distribution, for comparison, into $(PEER) ..."
+	@$(PY) -m venv --clear $(PEER)
+	@$(PY) -m pip freeze --exclude-editable \
+	  | grep -E '^(cloudpickle|dask|distributed|numpy|parsl)==' > $(PEER)/constraints.txt
+	@$(PEER)/bin/python -m pip install -qq --disable-pip-version-check \
+	  --requirement benchmarks/peer-requirements.txt --constraint $(PEER)/constraints.txt
+	@touch $@
