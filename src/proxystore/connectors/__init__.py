@@ -1,0 +1,1 @@
+"""Where bytes live: adapters of storage back ends to one small interface."""

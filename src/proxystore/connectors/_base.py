@@ -1,0 +1,80 @@
+"""What connectors share. Nothing requires a connector to use it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Self
+
+from proxystore.serialize import BytesLike
+
+KeyT = TypeVar("KeyT", bound=tuple[Any, ...])
+
+# The names our objects have, and nothing else in a shared directory is likely to:
+# a UUID, alone or followed by a dot and a suffix.
+OBJECT_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.[\w.-]+)?\Z")
+
+
+def new_name() -> str:
+    """Return a random UUID (version 4) as text.
+
+    As ``str(uuid.uuid4())``, in a third of the time: every put waits for it.
+    """
+    h = os.urandom(16).hex()
+    variant = "89ab"[int(h[16], 16) & 3]
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{variant}{h[17:20]}-{h[20:]}"
+
+
+def checked_name(name: str) -> str:
+    """Return `name` if it can be the name of an object.
+
+    Raises:
+        ValueError: It is not ``UUID4`` or ``UUID4.suffix``.
+    """
+    if not OBJECT_NAME.match(name):
+        raise ValueError(f"an object's name must be a UUID, or one with .suffix, got {name!r}")
+    return name
+
+
+class ConnectorMixin(Generic[KeyT]):
+    """Context manager, `from_config` and batches as loops; override what can do better."""
+
+    def config(self) -> dict[str, Any]:
+        raise NotImplementedError(f"{type(self).__name__} must define config()")
+
+    def get(self, key: KeyT) -> BytesLike | None:
+        raise NotImplementedError(f"{type(self).__name__} must define get()")
+
+    def put(self, obj: BytesLike) -> KeyT:
+        raise NotImplementedError(f"{type(self).__name__} must define put()")
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Return a connector for what `config` describes."""
+        return cls(**config)
+
+    def get_batch(self, keys: Sequence[KeyT]) -> list[BytesLike | None]:
+        """Return the data of each key: same length and order, None where missing."""
+        return [self.get(key) for key in keys]
+
+    def put_batch(self, objs: Sequence[BytesLike]) -> list[KeyT]:
+        """Store each item under a new key: same length and order."""
+        return [self.put(obj) for obj in objs]

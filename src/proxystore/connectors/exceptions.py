@@ -1,0 +1,57 @@
+"""What goes wrong between a connector and its back end."""
+
+from __future__ import annotations
+
+import os
+
+
+class ConnectorError(Exception):
+    """A back end did not do what it was asked to."""
+
+
+class StoreDirectoryError(ConnectorError, OSError):
+    """A directory cannot hold a store.
+
+    Attributes:
+        path: The directory.
+        reason: Why it cannot.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"cannot keep objects in {self.path!r}: {self.reason}; name a directory "
+            f"that is yours and can be written to"
+        )
+
+
+class StorageFullError(ConnectorError, OSError):
+    """There is no room for an object; nothing of it was left behind.
+
+    Attributes:
+        path: The directory that is full.
+        needed: Length of the object, in bytes.
+        free: What the file system has left for this user, in bytes.
+    """
+
+    def __init__(self, path: str, needed: int, free: int) -> None:
+        super().__init__(path, needed, free)
+        self.path = path
+        self.needed = needed
+        self.free = free
+
+    def __str__(self) -> str:
+        return (
+            f"no room in {self.path!r}: the object needs {self.needed} bytes, {self.free} "
+            f"are free; evict objects, or put the store on a larger file system"
+        )
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Return what the file system of `path` has left for an ordinary user, in bytes."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize

@@ -1,0 +1,92 @@
+"""Objects in a dictionary of this process: for tests, threads and trying things out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from proxystore.connectors._base import ConnectorMixin, checked_name, new_name
+from proxystore.serialize import BytesLike
+
+
+class LocalKey(NamedTuple):
+    """Key of an object in a `LocalConnector`."""
+
+    id: str
+
+
+class LocalConnector(ConnectorMixin[LocalKey]):
+    """Keeps the data it is given in a dictionary, without copying it.
+
+    Thread-safe: each operation is one operation of the dictionary.
+
+    Args:
+        store_dict: Where to keep objects; shared with whoever else holds it. None:
+            a new dictionary.
+        include_data_in_config: Put the dictionary into `config`, so that a connector
+            rebuilt from it has the data: in this process the same dictionary, in
+            another one a copy. Otherwise a rebuilt connector starts empty.
+    """
+
+    thread_safe = True
+
+    def __init__(
+        self,
+        store_dict: dict[LocalKey, BytesLike] | None = None,
+        *,
+        include_data_in_config: bool = False,
+    ) -> None:
+        self._store = {} if store_dict is None else store_dict
+        self._include_data_in_config = include_data_in_config
+
+    def __repr__(self) -> str:
+        return "LocalConnector()"
+
+    def config(self) -> dict[str, Any]:
+        """Return the keyword arguments that rebuild this connector."""
+        config: dict[str, Any] = {"include_data_in_config": self._include_data_in_config}
+        if self._include_data_in_config:
+            config["store_dict"] = self._store
+        return config
+
+    def evict(self, key: LocalKey) -> None:
+        """Remove the object; that it is not there is no error."""
+        self._store.pop(key, None)
+
+    def exists(self, key: LocalKey) -> bool:
+        """Say whether there is an object under `key`."""
+        return key in self._store
+
+    def get(self, key: LocalKey) -> BytesLike | None:
+        """Return the data as it was put, or None if there is no such key."""
+        return self._store.get(key)
+
+    def new_key(self, obj: bytes | None = None) -> LocalKey:
+        """Return a key with no object behind it yet; `obj` is not looked at."""
+        return LocalKey(new_name())
+
+    def put(self, obj: BytesLike) -> LocalKey:
+        """Store data under a new key and return it."""
+        key = self.new_key()
+        self._store[key] = obj
+        return key
+
+    def set(self, key: LocalKey, obj: BytesLike) -> None:
+        """Put an object behind a key, replacing what was there."""
+        self._store[key] = obj
+
+    def put_buffers(self, parts: Sequence[BytesLike]) -> LocalKey:
+        """Store the concatenation of `parts`; it is copied, since parts alias objects."""
+        return self.put(b"".join(parts))
+
+    def set_buffers(self, key: LocalKey, parts: Sequence[BytesLike]) -> None:
+        """Put a copy of the concatenation of `parts` behind `key`."""
+        self.set(key, b"".join(parts))
+
+    def named_key(self, name: str) -> LocalKey:
+        """Return the key for a name of the form ``UUID4`` or ``UUID4.suffix``."""
+        return LocalKey(checked_name(name))
+
+    def keys(self, prefix: str = "") -> Iterator[LocalKey]:
+        """Yield the keys that start with `prefix`, as they were when first asked."""
+        return (key for key in tuple(self._store) if key.id.startswith(prefix))

@@ -1,0 +1,106 @@
+"""What a store expects of a connector.
+
+A connector need not inherit from anything. `Connector` is required; each of the
+others adds something a store uses when it is there and does without when not.
+`proxystore.testing.check_connector` asserts all that is promised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from proxystore.serialize import BytesLike
+
+KeyT = TypeVar("KeyT", bound=tuple[Any, ...])
+KeyT_co = TypeVar("KeyT_co", bound=tuple[Any, ...], covariant=True)
+
+
+@runtime_checkable
+class Connector(Protocol[KeyT]):
+    """Bytes by key.
+
+    Keys are `typing.NamedTuple` classes: hashable, picklable, importable, and built
+    from their field values by position. ``type(c)(**c.config())`` is an equivalent
+    connector. A connector whose class has a true attribute ``thread_safe`` is called
+    by several threads at once; any other by one at a time.
+    """
+
+    def close(self) -> None:
+        """Release what is held; calling it again does nothing."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Return the keyword arguments that rebuild this connector elsewhere."""
+        ...
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Connector[KeyT]:
+        """Return a connector for what `config` describes."""
+        ...
+
+    def evict(self, key: KeyT) -> None:
+        """Remove the object; that it is not there is no error."""
+        ...
+
+    def exists(self, key: KeyT) -> bool:
+        """Say whether there is an object under `key`."""
+        ...
+
+    def get(self, key: KeyT) -> BytesLike | None:
+        """Return the data, or None if there is no such key (``b""`` is data)."""
+        ...
+
+    def get_batch(self, keys: Sequence[KeyT]) -> list[BytesLike | None]:
+        """Return the data of each key: same length and order, None where missing."""
+        ...
+
+    def put(self, obj: BytesLike) -> KeyT:
+        """Store data under a new key and return it."""
+        ...
+
+    def put_batch(self, objs: Sequence[BytesLike]) -> list[KeyT]:
+        """Store each item under a new key: same length and order."""
+        ...
+
+
+@runtime_checkable
+class DeferrableConnector(Protocol[KeyT]):
+    """A connector that can name an object before it exists."""
+
+    def new_key(self, obj: bytes | None = None) -> KeyT:
+        """Return a key with no object behind it yet."""
+        ...
+
+    def set(self, key: KeyT, obj: BytesLike) -> None:
+        """Put an object behind a key; a second call replaces the first one's."""
+        ...
+
+
+@runtime_checkable
+class BufferConnector(Protocol[KeyT]):
+    """A connector that writes several pieces of memory as one object.
+
+    Without these methods it gets the pieces joined, which costs a copy.
+    """
+
+    def put_buffers(self, parts: Sequence[BytesLike]) -> KeyT:
+        """Store the concatenation of `parts` under a new key."""
+        ...
+
+    def set_buffers(self, key: KeyT, parts: Sequence[BytesLike]) -> None:
+        """Put the concatenation of `parts` behind `key`, replacing what was there."""
+        ...
+
+
+@runtime_checkable
+class EnumerableConnector(Protocol[KeyT_co]):
+    """A connector whose objects can be named by the caller and listed by name."""
+
+    def named_key(self, name: str) -> KeyT_co:
+        """Return the key for a name of the form ``UUID4`` or ``UUID4.suffix``."""
+        ...
+
+    def keys(self, prefix: str = "") -> Iterator[KeyT_co]:
+        """Yield the key of each stored object whose name starts with `prefix`."""
+        ...

@@ -1,0 +1,150 @@
+"""The contract that every connector passes, ours and yours."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from typing import Any
+
+from proxystore.connectors.protocols import (
+    BufferConnector,
+    Connector,
+    DeferrableConnector,
+    EnumerableConnector,
+)
+from proxystore.serialize import is_bytes_like
+from proxystore.utils.imports import get_object_path, import_from_path
+
+
+def check_connector(connector: Connector[Any]) -> None:
+    """Assert what every connector promises; leaves nothing behind but an open connector.
+
+    Optional protocols (`proxystore.connectors.protocols`) are checked when the
+    connector has their methods. Use it in a test of your own:
+
+    ```python
+    def test_my_connector():
+        with MyConnector(...) as connector:
+            check_connector(connector)
+    ```
+
+    Args:
+        connector: An open connector; objects that are in it stay untouched.
+
+    Raises:
+        AssertionError: A promise is broken; the message says which.
+    """
+    assert isinstance(connector, Connector), "has all methods of Connector"
+    assert isinstance(repr(connector), str), "has a repr"
+    _check_objects(connector)
+    _check_batches(connector)
+    _check_keys(connector)
+    _check_rebuild(connector)
+    if isinstance(connector, DeferrableConnector):
+        _check_deferrable(connector)
+    if isinstance(connector, BufferConnector):
+        _check_buffers(connector)
+    if isinstance(connector, EnumerableConnector):
+        _check_enumerable(connector)
+
+
+def _data(connector: Connector[Any], key: Any) -> bytes | None:
+    data = connector.get(key)
+    assert data is None or is_bytes_like(data), "get gives bytes-like data or None"
+    return None if data is None else bytes(data)
+
+
+def _check_objects(connector: Connector[Any]) -> None:
+    # Small, empty, binary, and large enough for whatever a back end does for large ones.
+    for value in (b"value", b"", bytes(range(256)), b"\n\x00", bytearray(b"x" * 1_000_003)):
+        key = connector.put(value)
+        assert connector.exists(key), "what was put exists"
+        assert _data(connector, key) == value, "what was put comes back"
+        assert _data(connector, key) == value, "reading takes nothing away"
+        connector.evict(key)
+        assert not connector.exists(key), "what was evicted does not exist"
+        assert connector.get(key) is None, "None for what was evicted"
+        connector.evict(key)  # evicting what is gone is no error
+    first, second = connector.put(b"same"), connector.put(b"same")
+    assert first != second, "each put has a key of its own"
+    connector.evict(first)
+    assert _data(connector, second) == b"same", "evicting one object leaves the others"
+    connector.evict(second)
+
+
+def _check_batches(connector: Connector[Any]) -> None:
+    assert connector.put_batch([]) == [], "an empty batch is none"
+    assert connector.get_batch([]) == [], "an empty batch is none"
+    values = [b"a", b"", b"c" * 100_000]
+    keys = connector.put_batch(values)
+    assert len(keys) == len(set(keys)) == 3, "one key each"
+    connector.evict(keys[1])
+    found = connector.get_batch([keys[2], keys[1], keys[0]])
+    assert [None if x is None else bytes(x) for x in found] == [values[2], None, b"a"], (
+        "get_batch keeps the order and gives None where missing"
+    )
+    for key in keys:
+        connector.evict(key)
+        assert connector.get(key) is None, "None for what was evicted"
+
+
+def _check_keys(connector: Connector[Any]) -> None:
+    key = connector.put(b"value")
+    try:
+        assert isinstance(key, tuple), "keys are tuples"
+        assert type(key)(*key) == key, "keys are built from their fields by position"
+        assert pickle.loads(pickle.dumps(key)) == key, "keys travel"
+        assert hash(type(key)(*key)) == hash(key), "equal keys have equal hashes"
+        assert import_from_path(get_object_path(type(key))) is type(key), "found by its path"
+    finally:
+        connector.evict(key)
+
+
+def _check_rebuild(connector: Connector[Any]) -> None:
+    config = connector.config()
+    assert config == connector.config(), "config() is stable"
+    assert type(type(connector).from_config(config)) is type(connector), "from_config rebuilds"
+    again = type(connector)(**config)
+    assert again.config() == config, "config() is what the constructor takes"
+
+
+def _check_deferrable(connector: Any) -> None:
+    key = connector.new_key()
+    assert not connector.exists(key), "a new key has no object"
+    assert connector.get(key) is None, "a new key has no object"
+    for value in (b"first", b"", b"x" * 300_000):
+        connector.set(key, value)
+        assert _data(connector, key) == value, "set replaces what was there"
+    connector.evict(key)
+    assert not connector.exists(key), "what was set can be evicted"
+
+
+def _check_buffers(connector: Any) -> None:
+    mixed: list[Any] = [b"", memoryview(b"two"), bytearray(200_000)]
+    for parts in ([b"one"], mixed, [b"x"] * 3000):
+        whole = b"".join(parts)
+        key = connector.put_buffers(parts)
+        assert _data(connector, key) == whole, "put_buffers stores the concatenation"
+        connector.set_buffers(key, [b"new", b"er"])
+        assert _data(connector, key) == b"newer", "set_buffers replaces it"
+        connector.evict(key)
+        assert connector.get(key) is None, "None for what was evicted"
+
+
+def _check_enumerable(connector: Any) -> None:
+    prefix = str(uuid.uuid4())
+    names = [f"{prefix}.{i}" for i in range(3)]
+    keys = [connector.named_key(name) for name in names]
+    for key in keys:
+        connector.set(key, b"value")
+    assert set(connector.keys(prefix)) == set(keys), "keys(prefix) lists them"
+    assert set(connector.keys()) >= set(keys), "keys() lists all"
+    for key in keys:
+        connector.evict(key)
+    assert not list(connector.keys(prefix)), "evicted objects are not listed"
+    try:
+        connector.named_key("../escape")
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("a name that is no object's name is refused")
