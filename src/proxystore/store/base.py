@@ -1,0 +1,689 @@
+"""The store: objects by key, and proxies of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload
+
+from typing_extensions import Self
+
+from proxystore.proxy import Proxy
+from proxystore.serialize import BytesLike, deserialize, serialize
+from proxystore.store import _wire
+from proxystore.store._codec import Codec, Encoded, joined, parts_of, size_of
+from proxystore.store._inflight import Flights
+from proxystore.store._observe import Observer, Silent
+from proxystore.store._registry import register_store, unregister_this
+from proxystore.store.cache import LRUCache
+from proxystore.store.config import ConnectorConfig, StoreConfig
+from proxystore.store.exceptions import NonProxiableTypeError
+from proxystore.store.factory import StoreFactory
+from proxystore.store.lifetimes import Lifetime
+from proxystore.store.metrics import StoreMetrics
+from proxystore.store.types import ConnectorKeyT, ConnectorT, DeserializerT, SerializerT
+from proxystore.utils.imports import get_object_path
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+NonProxiableT: TypeAlias = bool | None
+NonProxiable = TypeVar("NonProxiable", bool, None)
+
+
+class _Cached(NamedTuple):
+    """An object and who decoded it: another decoder's object is another object."""
+
+    obj: Any
+    deserializer: DeserializerT | None
+
+
+class Store(Generic[ConnectorT]):
+    """Keeps objects behind a connector and hands out proxies of them.
+
+    Thread-safe: many threads may use one store. Nothing is locked during I/O and
+    (de)serialization, and threads that ask for the same key at the same time share
+    one fetch. Connectors that do not call themselves ``thread_safe`` are used by one
+    thread at a time.
+
+    A store is not picklable; send `config()`, or a proxy.
+
+    Args:
+        name: Name by which the processes of a program know the store.
+        connector: Where the bytes live.
+        serializer: Turns an object into bytes. None: `proxystore.serialize`.
+        deserializer: Turns bytes into an object. None: `proxystore.serialize`.
+        cache_size: How many objects `get` remembers; 0: none.
+        metrics: Keep counts and times of operations in `metrics`.
+        populate_target: Default of `proxy`'s parameter of that name.
+        register: Register the store under its name until it is closed.
+        verify: Compute and compare checksums of objects' content. None: except in files
+            that are mapped into memory, of which it would read every byte. Lengths, and
+            the checksum of whatever is unpickled, are compared always.
+
+    Raises:
+        ValueError: `cache_size` is negative.
+        StoreExistsError: `register` is set and the name is taken.
+
+    Attributes:
+        connector: The connector; may be replaced.
+        cache: The objects that `get` remembers, in this process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connector: ConnectorT,
+        *,
+        serializer: SerializerT | None = None,
+        deserializer: DeserializerT | None = None,
+        cache_size: int = 16,
+        metrics: bool = False,
+        populate_target: bool = True,
+        register: bool = False,
+        verify: bool | None = None,
+    ) -> None:
+        if cache_size < 0:
+            raise ValueError(f"cache_size must be 0 (no caching) or more, got {cache_size}")
+        self._name = name
+        self.connector = connector
+        self.cache: LRUCache[ConnectorKeyT, _Cached] = LRUCache(cache_size)
+        self.populate_target = populate_target
+        self.auto_register = register
+        self._metrics = StoreMetrics() if metrics else None
+        self._codec = Codec(serializer, deserializer, verify)
+        self._observe = Observer(name, self._metrics, logger)
+        self._flights = Flights()
+        # For connectors that are not thread-safe. Re-entrant: a destructor that runs
+        # in the middle of an operation may evict.
+        self._connector_lock = threading.RLock()
+        self._shared_config: tuple[Any, StoreConfig] | None = None
+        if register:
+            register_store(self)
+        logger.info("initialized %r", self)
+
+    # -- what it is
+
+    @property
+    def name(self) -> str:
+        """Name by which the processes of a program know the store."""
+        return self._name
+
+    @property
+    def metrics(self) -> StoreMetrics | None:
+        """Counts and times of operations; None if they are not kept."""
+        return self._metrics
+
+    @property
+    def serializer(self) -> SerializerT:
+        """What turns objects into bytes."""
+        return self._codec.serializer or serialize
+
+    @property
+    def deserializer(self) -> DeserializerT:
+        """What turns bytes into objects."""
+        return self._codec.deserializer or deserialize
+
+    def __repr__(self) -> str:
+        return (
+            f"Store(name={self.name}, connector={self.connector!r}, "
+            f"serializer={'custom' if self._codec.serializer else 'default'}, "
+            f"deserializer={'custom' if self._codec.deserializer else 'default'}, "
+            f"cache_size={self.cache.maxsize}, metrics={self._metrics is not None}, "
+            f"populate_target={self.populate_target}, auto_register={self.auto_register})"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a Store cannot be pickled; send {self.name!r}.config() and call "
+            f"get_or_create_store(config) where it arrives"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Unregister the store if it registered itself, and close its connector.
+
+        Whether objects are deleted is up to the connector; arguments are passed on to
+        its `close` (``store.close(clear=False)``).
+        """
+        if self.auto_register:
+            unregister_this(self)
+        self.connector.close(*args, **kwargs)
+
+    # -- configuration
+
+    def config(self) -> StoreConfig:
+        """Return what makes an equivalent store in another process."""
+        return StoreConfig(
+            name=self.name,
+            connector=ConnectorConfig(
+                kind=get_object_path(type(self.connector)), options=self.connector.config()
+            ),
+            serializer=self._codec.serializer,
+            deserializer=self._codec.deserializer,
+            cache_size=self.cache.maxsize,
+            metrics=self._metrics is not None,
+            populate_target=self.populate_target,
+            auto_register=self.auto_register,
+            verify=self._codec.verify,
+        )
+
+    def _config(self) -> StoreConfig:
+        """Return the configuration that all factories of this store share.
+
+        Made once, since every proxy needs one; and again when the connector has been
+        replaced.
+        """
+        shared = self._shared_config
+        if shared is None or shared[0] is not self.connector:
+            self._shared_config = shared = (self.connector, _wire.share(self.config()))
+        return shared[1]
+
+    def is_at(self, connector: ConnectorConfig) -> bool:
+        """Say whether a connector's configuration is, to the letter, that of this store."""
+        mine = self._config().connector
+        return mine is connector or mine == connector
+
+    @classmethod
+    def from_config(cls, config: StoreConfig, *, connector: Any = None) -> Self:
+        """Return a new store.
+
+        Args:
+            config: What to make.
+            connector: An open connector for it. None: a new one.
+
+        Raises:
+            UnknownConnectorError: `config.connector.kind` cannot be imported here.
+            ConnectorOptionsError: The connector does not take its options.
+            StoreExistsError: `config.auto_register` is set and the name is taken.
+        """
+        if connector is None:
+            connector = config.connector.get_connector()
+        return cls(
+            name=config.name,
+            connector=connector,
+            serializer=config.serializer,
+            deserializer=config.deserializer,
+            cache_size=config.cache_size,
+            metrics=config.metrics,
+            populate_target=config.populate_target,
+            register=config.auto_register,
+            verify=config.verify,
+        )
+
+    # -- writing
+
+    def put(
+        self,
+        obj: Any,
+        *,
+        lifetime: Lifetime | None = None,
+        serializer: SerializerT | None = None,
+        **kwargs: Any,
+    ) -> ConnectorKeyT:
+        """Store an object and return its key.
+
+        Args:
+            obj: Any object that can be serialized; None is one.
+            lifetime: Evicts the object when it ends. None: nothing does.
+            serializer: In place of the store's.
+            kwargs: For the connector's `put`.
+
+        Raises:
+            SerializationError: The object cannot be pickled; nothing is stored.
+            TypeError: The serializer did not return bytes; nothing is stored.
+            RuntimeError: The lifetime has ended; nothing is stored.
+        """
+        _require_open(lifetime)
+        with self._observe("store.put") as op:
+            with op.step("serialize"):
+                data = self._codec.dump(obj, serializer, self.connector)
+            with op.step("connector"):
+                key = self._write(data, **kwargs)
+            op.on(key, object_size=size_of(data))
+        self._attach(lifetime, [key])
+        return key
+
+    def put_batch(
+        self,
+        objs: Sequence[Any],
+        *,
+        lifetime: Lifetime | None = None,
+        serializer: SerializerT | None = None,
+        **kwargs: Any,
+    ) -> list[ConnectorKeyT]:
+        """Store several objects in one operation of the connector; keys keep the order.
+
+        All are serialized before any is stored. Arguments and errors are those of `put`.
+        """
+        _require_open(lifetime)
+        with self._observe("store.put_batch") as op:
+            with op.step("serialize"):
+                encoded = [self._codec.dump(obj, serializer, self.connector) for obj in objs]
+            with op.step("connector"):
+                keys = self._write_batch(encoded, **kwargs)
+            op.on(keys, object_sizes=sum(map(size_of, encoded)))
+        self._attach(lifetime, keys)
+        return keys
+
+    def dump(self, obj: Any, *, serializer: SerializerT | None = None) -> Encoded:
+        """Return an object as `put` would store it, for who has to know its size first.
+
+        Returns:
+            `proxystore.serialize.frames.Buffers`, which alias the memory of `obj`, from
+            the package's own serializer; bytes from any other.
+
+        Raises:
+            SerializationError: The object cannot be pickled.
+            TypeError: The serializer did not return bytes.
+        """
+        return self._codec.dump(obj, serializer, self.connector)
+
+    def put_dumped(self, data: Encoded, *, name: str | None = None) -> ConnectorKeyT:
+        """Store what `dump` returned and return its key.
+
+        Args:
+            data: What `dump` returned; the object must not have changed since.
+            name: A name of the form ``UUID4`` or ``UUID4.suffix``, by which the object
+                can be listed. None: a new key.
+
+        Raises:
+            NotImplementedError: A name is given and the connector has no names.
+        """
+        with self._observe("store.put") as op:
+            with op.step("connector"):
+                key = self._write(data) if name is None else self._write_named(data, name)
+            op.on(key, object_size=size_of(data))
+        return key
+
+    def _set(
+        self,
+        key: ConnectorKeyT,
+        obj: Any,
+        *,
+        serializer: SerializerT | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put an object behind a key that exists already, replacing what was there.
+
+        Raises:
+            NotImplementedError: The connector is not a `DeferrableConnector`.
+            TypeError: The serializer did not return bytes; nothing is stored.
+        """
+        with self._observe("store.set") as op:
+            op.on(key)
+            with op.step("serialize"):
+                data = self._codec.dump(obj, serializer, self.connector)
+            with op.step("connector"):
+                self._overwrite(key, data, **kwargs)
+            op.on(key, object_size=size_of(data))
+
+    def _write(self, data: Encoded, **kwargs: Any) -> ConnectorKeyT:
+        with self._exclusive() as connector:
+            if _can(connector, "put_buffers") and not kwargs:
+                return cast(ConnectorKeyT, connector.put_buffers(parts_of(data)))
+            return cast(ConnectorKeyT, connector.put(joined(data), **kwargs))
+
+    def _write_batch(self, encoded: Sequence[Encoded], **kwargs: Any) -> list[ConnectorKeyT]:
+        with self._exclusive() as connector:
+            if _can(connector, "put_buffers") and not kwargs:
+                # Such a connector has nothing to gain from a batch but the joining.
+                written: list[ConnectorKeyT] = []
+                try:
+                    for data in encoded:
+                        key = connector.put_buffers(parts_of(data))
+                        written.append(key)
+                except BaseException:
+                    for key in written:  # all or none
+                        connector.evict(key)
+                    raise
+                return written
+            return list(connector.put_batch([joined(data) for data in encoded], **kwargs))
+
+    def _write_named(self, data: Encoded, name: str) -> ConnectorKeyT:
+        named_key = getattr(self.connector, "named_key", None)
+        if named_key is None:
+            raise NotImplementedError(
+                f"{self.connector!r} cannot store an object under a name: it is not an "
+                f"EnumerableConnector"
+            )
+        key = cast(ConnectorKeyT, named_key(name))
+        self._overwrite(key, data)
+        return key
+
+    def _overwrite(self, key: ConnectorKeyT, data: Encoded, **kwargs: Any) -> None:
+        with self._exclusive() as connector:
+            if _can(connector, "set_buffers") and not kwargs:
+                connector.set_buffers(key, parts_of(data))
+            elif _can(connector, "set"):
+                connector.set(key, joined(data), **kwargs)
+            else:
+                raise NotImplementedError(
+                    f"{connector!r} cannot put an object behind a given key: it is not a "
+                    f"DeferrableConnector"
+                )
+        self._forget(key)
+
+    def _attach(
+        self, lifetime: Lifetime | None, keys: Sequence[ConnectorKeyT], *proxies: Proxy[Any]
+    ) -> None:
+        if lifetime is None:
+            return
+        try:
+            if proxies:
+                lifetime.add_proxy(*proxies)
+            else:
+                lifetime.add_key(*keys, store=self)
+        except BaseException:
+            for key in keys:  # it ended meanwhile: nobody would ever evict them
+                self.evict(key)
+            raise
+
+    # -- reading
+
+    def get(
+        self,
+        key: ConnectorKeyT,
+        *,
+        deserializer: DeserializerT | None = None,
+        default: object | None = None,
+        cache: bool = True,
+    ) -> Any | None:
+        """Return the object under a key.
+
+        Args:
+            key: The connector's key.
+            deserializer: In place of the store's.
+            default: Returned if there is no such key. (A stored None is returned as
+                None: use a default of your own to tell.)
+            cache: Return the object that an earlier `get` has left in the cache, and
+                leave it there. False: an object of the caller's own, which it may
+                change without anybody else seeing that.
+
+        Raises:
+            SerializationError: The data cannot be deserialized, or are not what was
+                written; the message names the key, ``__cause__`` says what is wrong.
+        """
+        with self._observe("store.get") as op:
+            op.on(key)
+            if not cache:
+                return self._fetch(key, deserializer, default, op)
+            found = self.cache.get(key)
+            if found is not None and found.deserializer is deserializer:
+                op.count("cache_hits")
+                op.detail("cached=True")
+                return found.obj
+            op.count("cache_misses")
+            op.detail("cached=False")
+            return self._fetch_once(key, deserializer, default, op)
+
+    def _fetch_once(
+        self, key: ConnectorKeyT, deserializer: DeserializerT | None, default: Any, op: Silent
+    ) -> Any:
+        """Fetch, cache and return; or wait for the thread that is doing so."""
+        flight, fetch_here = self._flights.join(key, id(deserializer))
+        if not fetch_here:
+            obj = flight.result()
+            return default if obj is _MISSING else obj
+        try:
+            obj = self._fetch(key, deserializer, _MISSING, op)
+            with self._flights.lock:
+                if obj is not _MISSING and not flight.stale:
+                    self.cache.set(key, _Cached(obj, deserializer))
+            flight.set_result(obj)
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            self._flights.land(flight, id(deserializer))
+        return default if obj is _MISSING else obj
+
+    def _fetch(
+        self, key: ConnectorKeyT, deserializer: DeserializerT | None, default: Any, op: Silent
+    ) -> Any:
+        with op.step("connector"), self._exclusive() as connector:
+            data: BytesLike | None = connector.get(key)
+        if data is None:
+            return default
+        op.on(key, object_size=memoryview(data).nbytes)
+        with op.step("deserialize"):
+            return self._codec.load(data, deserializer, key)
+
+    def exists(self, key: ConnectorKeyT) -> bool:
+        """Say whether there is an object under a key: in the cache, or at the connector."""
+        with self._observe("store.exists") as op:
+            op.on(key)
+            if self.cache.exists(key):
+                return True
+            with op.step("connector"), self._exclusive() as connector:
+                return bool(connector.exists(key))
+
+    def is_cached(self, key: ConnectorKeyT) -> bool:
+        """Say whether `get` remembers an object in this process."""
+        return self.cache.exists(key)
+
+    def evict(self, key: ConnectorKeyT) -> None:
+        """Remove an object; that it is not there is no error.
+
+        Caches of other processes keep it until they drop it.
+        """
+        with self._observe("store.evict") as op:
+            op.on(key)
+            with op.step("connector"), self._exclusive() as connector:
+                connector.evict(key)
+            self._forget(key)
+
+    def _forget(self, key: ConnectorKeyT) -> None:
+        with self._flights.lock:
+            self._flights.outdate(key)
+            self.cache.evict(key)
+
+    def _exclusive(self) -> AbstractContextManager[Any]:
+        """Return the connector as a context, alone if it must not be shared by threads."""
+        connector: Any = self.connector
+        if _can(connector, "thread_safe"):
+            return nullcontext(connector)
+        return _Locked(self._connector_lock, connector)
+
+    # -- proxies
+
+    @overload
+    def proxy(
+        self,
+        obj: NonProxiable,
+        *,
+        evict: bool = ...,
+        lifetime: Lifetime | None = ...,
+        serializer: SerializerT | None = ...,
+        deserializer: DeserializerT | None = ...,
+        populate_target: bool | None = ...,
+        skip_nonproxiable: Literal[True],
+        **kwargs: Any,
+    ) -> NonProxiable: ...
+
+    @overload
+    def proxy(
+        self,
+        obj: T,
+        *,
+        evict: bool = ...,
+        lifetime: Lifetime | None = ...,
+        serializer: SerializerT | None = ...,
+        deserializer: DeserializerT | None = ...,
+        populate_target: bool | None = ...,
+        skip_nonproxiable: bool = ...,
+        **kwargs: Any,
+    ) -> Proxy[T]: ...
+
+    def proxy(
+        self,
+        obj: Any,
+        *,
+        evict: bool = False,
+        lifetime: Lifetime | None = None,
+        serializer: SerializerT | None = None,
+        deserializer: DeserializerT | None = None,
+        populate_target: bool | None = None,
+        skip_nonproxiable: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Store an object and return a proxy of it.
+
+        Args:
+            obj: As for `put`, but not None, True or False.
+            evict: Evict the object when a process gets it from the store. Not safe
+                where a task may run twice.
+            lifetime: As for `put`.
+            serializer: As for `put`.
+            deserializer: As for `get`, where the proxy is resolved.
+            populate_target: Let the proxy have `obj` itself, in this process. It then
+                also knows the class and hash of its target where it is sent to. None:
+                the store's default.
+            skip_nonproxiable: Return None, True and False as they are.
+            kwargs: For the connector's `put`.
+
+        Raises:
+            ValueError: Both `evict` and `lifetime` are given.
+            NonProxiableTypeError: `obj` is None, True or False.
+            SerializationError: As for `put`.
+        """
+        _require_one_end(evict, lifetime)
+        if isinstance(obj, (bool, type(None))):
+            if skip_nonproxiable:
+                return obj
+            raise _non_proxiable(obj)
+        _require_open(lifetime)
+        with self._observe("store.proxy") as op:
+            key = self.put(obj, serializer=serializer, **kwargs)
+            op.on(key)
+            proxy = self._proxy(key, obj, evict, deserializer, populate_target)
+            self._attach(lifetime, [key], proxy)
+            return proxy
+
+    def proxy_batch(
+        self,
+        objs: Sequence[Any],
+        *,
+        evict: bool = False,
+        lifetime: Lifetime | None = None,
+        serializer: SerializerT | None = None,
+        deserializer: DeserializerT | None = None,
+        populate_target: bool | None = None,
+        skip_nonproxiable: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Store several objects in one operation and return their proxies, in order.
+
+        Arguments and errors are those of `proxy`; if one object is refused, none is
+        stored.
+        """
+        _require_one_end(evict, lifetime)
+        results = list(objs)
+        places = [i for i, obj in enumerate(results) if not isinstance(obj, (bool, type(None)))]
+        if len(places) < len(results) and not skip_nonproxiable:
+            raise _non_proxiable(next(o for o in results if isinstance(o, (bool, type(None)))))
+        if not places:
+            return results
+        _require_open(lifetime)
+        with self._observe("store.proxy_batch") as op:
+            keys = self.put_batch([results[i] for i in places], serializer=serializer, **kwargs)
+            op.on(keys)
+            for i, key in zip(places, keys, strict=True):
+                results[i] = self._proxy(key, results[i], evict, deserializer, populate_target)
+            self._attach(lifetime, keys, *(results[i] for i in places))
+        return results
+
+    def proxy_from_key(
+        self,
+        key: ConnectorKeyT,
+        *,
+        evict: bool = False,
+        lifetime: Lifetime | None = None,
+        deserializer: DeserializerT | None = None,
+    ) -> Proxy[Any]:
+        """Return an unresolved proxy of an object that is stored, or will be.
+
+        Nothing is looked up: with a key that is not there the proxy fails when used.
+        Arguments are those of `proxy`.
+
+        Raises:
+            ValueError: Both `evict` and `lifetime` are given.
+        """
+        _require_one_end(evict, lifetime)
+        _require_open(lifetime)
+        logger.debug("Store(name=%r): PROXY_FROM_KEY %r", self.name, key)
+        proxy = self._proxy(key, None, evict, deserializer, False)
+        if lifetime is not None:
+            lifetime.add_proxy(proxy)
+        return proxy
+
+    def _proxy(
+        self,
+        key: ConnectorKeyT,
+        obj: Any,
+        evict: bool,
+        deserializer: DeserializerT | None,
+        populate_target: bool | None,
+    ) -> Proxy[Any]:
+        factory: StoreFactory[Any] = StoreFactory(
+            key, self._config(), evict=evict, deserializer=deserializer
+        )
+        if self.populate_target if populate_target is None else populate_target:
+            return Proxy(factory, cache_defaults=True, target=obj)
+        return Proxy(factory)
+
+
+# Tells "no such key" from a stored None.
+_MISSING = object()
+
+
+def _can(connector: object, method: str) -> bool:
+    # Asked of the class: cheaper than a runtime protocol, and a stand-in object that
+    # has any attribute is not taken for a connector that has this one.
+    return bool(getattr(type(connector), method, False))
+
+
+class _Locked:
+    """A connector under its lock, as a context."""
+
+    def __init__(self, lock: threading.RLock, connector: Any) -> None:
+        self._lock = lock
+        self._connector = connector
+
+    def __enter__(self) -> Any:
+        self._lock.acquire()
+        return self._connector
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _require_one_end(evict: bool, lifetime: Lifetime | None) -> None:
+    if evict and lifetime is not None:
+        raise ValueError("The evict and lifetime parameters exclude each other: set one of them")
+
+
+def _require_open(lifetime: Lifetime | None) -> None:
+    # Before anything is stored: afterwards it would stay for ever.
+    if lifetime is not None and lifetime.done():
+        raise RuntimeError(f"{lifetime!r} has ended; nothing was stored")
+
+
+def _non_proxiable(obj: object) -> NonProxiableTypeError:
+    return NonProxiableTypeError(
+        f"{obj!r} cannot be proxied, since code compares it with `is`; pass it as it is, or "
+        f"set skip_nonproxiable=True to have that done"
+    )

@@ -1,0 +1,235 @@
+"""Contract, section 8: configurations, and section 18: errors that survive pickling."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import cloudpickle
+import dill
+import pydantic
+import pytest
+
+from proxystore.connectors.exceptions import StorageFullError, StoreDirectoryError
+from proxystore.connectors.file import FileConnector, FileKey
+from proxystore.connectors.local import LocalConnector
+from proxystore.store import Store
+from proxystore.store.config import ConnectorConfig, StoreConfig
+from proxystore.store.exceptions import (
+    ConnectorOptionsError,
+    NonProxiableTypeError,
+    ProxyResolveMissingKeyError,
+    ProxyStoreFactoryError,
+    StoreConfigError,
+    StoreConfigReadError,
+    StoreError,
+    StoreExistsError,
+    UnknownConnectorError,
+)
+from proxystore.workflow import ThresholdError, UnpicklableArgumentError
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("local", LocalConnector),
+        ("LOCAL", LocalConnector),
+        ("LocalConnector", LocalConnector),
+        ("file", FileConnector),
+        ("FileConnector", FileConnector),
+        ("proxystore.connectors.file.FileConnector", FileConnector),
+    ],
+)
+def test_short_forms(kind, cls):
+    assert ConnectorConfig(kind=kind).get_connector_type() is cls
+
+
+@pytest.mark.parametrize(
+    "kind", ["test", "no.such.module", "proxystore.connectors.file.Missing", "globus"]
+)
+def test_unknown_kinds_fail_only_when_used(kind):
+    config = ConnectorConfig(kind=kind)
+    with pytest.raises(ValueError, match=kind) as caught:
+        config.get_connector_type()
+    assert isinstance(caught.value, UnknownConnectorError)
+    assert "file" in caught.value.known
+
+
+def test_options_are_checked_only_when_used():
+    config = ConnectorConfig(kind="local", options={"wrong": 1})
+    with pytest.raises(TypeError, match="wrong") as caught:
+        config.get_connector()
+    assert isinstance(caught.value, ConnectorOptionsError)
+    with pytest.raises(pydantic.ValidationError):
+        ConnectorConfig(kind="local", wrong=1)
+
+
+def test_options_make_the_connector(tmp_path):
+    options = {"store_dir": str(tmp_path), "clear": False}
+    connector = ConnectorConfig(kind="file", options=options).get_connector()
+    assert connector.config() == {**options, "buffering": -1}
+
+
+def test_config_is_a_field_of_other_models():
+    class Settings(pydantic.BaseModel):
+        connector: ConnectorConfig
+
+    settings = Settings.model_validate({"connector": {"kind": "local"}})
+    assert settings.connector == ConnectorConfig(kind="local", options={})
+
+
+def test_defaults():
+    config = StoreConfig(name="n", connector={"kind": "local"})
+    assert config.model_dump() == {
+        "name": "n",
+        "connector": {"kind": "local", "options": {}},
+        "serializer": None,
+        "deserializer": None,
+        "cache_size": 16,
+        "metrics": False,
+        "populate_target": True,
+        "auto_register": False,
+        "verify": None,
+    }
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(TypeError):
+        hash(config)
+
+
+TOML = """\
+name = "test"
+cache_size = 0
+metrics = true
+populate_target = false
+
+[connector]
+kind = "file"
+options = { store_dir = "some/dir" }
+"""
+
+
+def test_toml(tmp_path):
+    (tmp_path / "store.toml").write_text(TOML)
+    config = StoreConfig.from_toml(tmp_path / "store.toml")
+    assert config == StoreConfig(
+        name="test",
+        connector=ConnectorConfig(kind="file", options={"store_dir": "some/dir"}),
+        cache_size=0,
+        metrics=True,
+        populate_target=False,
+    )
+    config.write_toml(str(tmp_path / "new" / "dir" / "store.toml"))
+    assert StoreConfig.from_toml(str(tmp_path / "new" / "dir" / "store.toml")) == config
+    assert (tmp_path / "new" / "dir" / "store.toml").read_text().splitlines() == [
+        'name = "test"',
+        "cache_size = 0",
+        "metrics = true",
+        "populate_target = false",
+        "auto_register = false",
+        "",
+        "[connector]",
+        'kind = "file"',
+        "",
+        "[connector.options]",
+        'store_dir = "some/dir"',
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOML.replace("cache_size = 0", 'cache_size = "0"'),
+        TOML.replace("metrics", "metricks"),
+        TOML.replace("kind", "kid"),
+        'name = "only"',
+    ],
+)
+def test_toml_is_validated_strictly(tmp_path, text):
+    (tmp_path / "store.toml").write_text(text)
+    with pytest.raises(pydantic.ValidationError):
+        StoreConfig.from_toml(tmp_path / "store.toml")
+
+
+@pytest.mark.parametrize("text", [b"name = ", b"\xff\xfe", b"{}"])
+def test_what_is_not_toml_names_the_file(tmp_path, text):
+    path = tmp_path / "store.toml"
+    path.write_bytes(text)
+    with pytest.raises(StoreConfigError, match=str(path)) as caught:
+        StoreConfig.from_toml(path)
+    assert caught.value.source == str(path)
+
+
+def test_a_file_that_cannot_be_read_names_it(tmp_path):
+    for path in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(StoreConfigReadError, match=str(path)) as caught:
+            StoreConfig.from_toml(path)
+        assert isinstance(caught.value, OSError)
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_functions_cannot_be_written(tmp_path):
+    config = StoreConfig(name="n", connector={"kind": "local"}, serializer=pickle.dumps)
+    with pytest.raises(TypeError):
+        config.write_toml(tmp_path / "store.toml")
+    assert not (tmp_path / "store.toml").exists()
+
+
+ALL_ERRORS = [
+    StoreError("x"),
+    StoreExistsError("x"),
+    ProxyStoreFactoryError("x"),
+    NonProxiableTypeError("x"),
+    StoreConfigError("store.toml", "is empty"),
+    StoreConfigReadError("store.toml", "is missing"),
+    UnknownConnectorError("kind", ("file", "local")),
+    ConnectorOptionsError("kind", ("a",), "no"),
+    StoreDirectoryError("/dir", "no"),
+    StorageFullError("/dir", 2, 1),
+    ProxyResolveMissingKeyError(FileKey("k"), Store, "n"),
+    ThresholdError("threshold", "x"),
+    UnpicklableArgumentError(1, "lock", "no"),
+]
+
+
+@pytest.mark.parametrize("error", ALL_ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("library", [pickle, cloudpickle, dill], ids=lambda m: m.__name__)
+def test_errors_travel_between_processes(error, library):
+    again = library.loads(library.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert again.__dict__ == error.__dict__
+
+
+def test_missing_keys_carry_the_facts():
+    error = ProxyResolveMissingKeyError(FileKey("gone"), Store, "mine")
+    assert (error.key, error.store_type, error.store_name) == (FileKey("gone"), Store, "mine")
+    for fact in ("gone", "Store", "mine"):
+        assert fact in str(error)
+    assert not isinstance(error, StoreError)
+
+
+def test_missing_keys_of_classes_unknown_here_still_arrive():
+    class LocalStore(Store):
+        pass
+
+    again = pickle.loads(pickle.dumps(ProxyResolveMissingKeyError(("k",), LocalStore, "mine")))
+    assert again.store_type.__name__ == "LocalStore"
+    again = pickle.loads(pickle.dumps(ProxyResolveMissingKeyError((lambda: 1,), Store, "mine")))
+    assert "lambda" in str(again.key)
+
+
+def _resolve(proxy):
+    return len(proxy)
+
+
+def test_a_missing_object_does_not_break_a_process_pool(tmp_path):
+    # defects.md 1
+    store = Store("pool", FileConnector(tmp_path / "objects"))
+    proxy = store.proxy([1, 2], populate_target=False)
+    gone = store.proxy_from_key(FileKey("gone"))
+    with ProcessPoolExecutor(1) as pool:
+        error = pool.submit(_resolve, gone).exception()
+        assert type(error).__name__ == "ProxyResolveError"
+        assert isinstance(error.cause, ProxyResolveMissingKeyError)
+        assert error.cause.key == FileKey("gone")
+        assert pool.submit(_resolve, proxy).result() == 2
+    store.close()
