@@ -1,0 +1,224 @@
+"""The store that is there when nobody has named one, and how a store is named.
+
+The embedded store is a directory of files. Beside it lies its owner record, which the
+process that made it keeps locked for as long as it lives. So what a killed process has
+left behind can be told from what is in use, without guessing:
+
+    <base>/<name>         the objects
+    <base>/<name>.owner   host, boot and process of the owner; locked while it lives
+
+The next process that makes an embedded store in the same base removes what belongs to
+the provably dead: an owner of an earlier boot of this host, or one of this boot that
+no longer holds its lock. Records of other hosts are never touched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from proxystore.connectors.exceptions import StoreDirectoryError, free_bytes
+from proxystore.connectors.file import FileConnector
+from proxystore.store import (
+    Store,
+    StoreConfig,
+    get_or_create_store,
+    get_store,
+    register_store,
+)
+
+logger = logging.getLogger(__name__)
+
+MEMORY = Path("/dev/shm")
+
+# Containers give /dev/shm 64 MB by default, and a program that passes large objects by
+# reference fills that at once. With less room than this, files go to a disk.
+ENOUGH_ROOM = 1 << 30
+
+DIRECTORY_VARIABLE = "PROXYSTORE_DIR"
+
+_lock = threading.Lock()
+# By process (a forked child is another owner) and by whether other hosts can see it.
+_stores: dict[tuple[int, bool], Store[Any]] = {}
+
+
+def embedded_store(*, shared: bool = False) -> Store[Any]:
+    """Return this process's store of files that needs no server and no configuration.
+
+    Made, and registered, by the first call. The files are in ``/dev/shm`` if that has at
+    least 1 GiB of room, else in ``$PROXYSTORE_DIR``, else in the user's cache directory.
+    They are deleted when this process exits; what a killed process has left is deleted
+    when the next one makes its store.
+
+    Args:
+        shared: Other hosts have to see the files: leave out ``/dev/shm``.
+
+    Raises:
+        StoreDirectoryError: The directory cannot be used, for instance because
+            ``$PROXYSTORE_DIR`` names one that is somebody else's.
+    """
+    with _lock:
+        place = (os.getpid(), shared)
+        store = _stores.get(place)
+        if store is None:
+            _stores[place] = store = _make(shared)
+        return store
+
+
+def _make(shared: bool) -> Store[Any]:
+    base, why = _choose_base(shared)
+    _open_base(base)
+    removed = sum(_remove(record) for record in _records_of_the_dead(base))
+    _remove_empty(base)
+    name = secrets.token_hex(4)
+    record = _write_record(base, name)
+    store: Store[Any] = Store(
+        f"embedded-{name}",
+        FileConnector(base / name),
+        # Tasks get objects of their own (mapping a file is as quick as a cache).
+        cache_size=0,
+        populate_target=False,
+        register=True,
+    )
+    atexit.register(_close, store, record, os.getpid())
+    logger.info(
+        "keeping large objects in %s (%s); removed %d left by processes that were killed",
+        *(base / name, why, removed),
+    )
+    return store
+
+
+def _choose_base(shared: bool) -> tuple[Path, str]:
+    if not shared and os.access(MEMORY, os.W_OK | os.X_OK) and free_bytes(MEMORY) >= ENOUGH_ROOM:
+        return MEMORY / f"proxystore-{os.geteuid()}", "in memory, seen by this host"
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    if named:
+        return Path(named).absolute(), f"${DIRECTORY_VARIABLE}"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache).absolute() / "proxystore", "the user's cache directory"
+
+
+def _open_base(base: Path) -> None:
+    FileConnector(base, clear=False)  # makes it, and refuses what is not this user's
+    if base.stat().st_uid != os.geteuid():
+        raise StoreDirectoryError(str(base), "it is a directory that all users share")
+    base.chmod(0o700)
+
+
+# -- owner records
+
+
+class _Record:
+    """An owner record of this process; its lock lasts as long as the file is open."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+
+def _write_record(base: Path, name: str) -> _Record:
+    path = base / f"{name}.owner"
+    aside = base / f".{name}.owner"
+    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(fd, json.dumps({**_here(), "pid": os.getpid()}).encode())
+    os.rename(aside, path)  # appears locked: nobody can take it for a dead owner's
+    return _Record(path, fd)
+
+
+def _here() -> dict[str, str]:
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"host": socket.gethostname(), "boot_id": boot}
+
+
+def _records_of_the_dead(base: Path) -> Iterator[_Record]:
+    here = _here()
+    for path in base.glob("*.owner"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            owner = json.loads(path.read_text())
+            if owner["host"] != here["host"]:
+                continue
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # On this host a lock is proof either way, whatever the file system;
+                # after another boot the lock is gone and so is the process.
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield _Record(path, fd)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(fd)
+
+
+def _remove(record: _Record) -> int:
+    directory = record.path.with_suffix("")
+    if directory.exists():
+        FileConnector(directory).close(clear=True)
+    record.path.unlink(missing_ok=True)
+    return 1
+
+
+def _remove_empty(base: Path) -> None:
+    # A worker that outlived the owner and asked for an object has made the directory
+    # again. An owner writes its record first: without one, and empty, it is nobody's.
+    for directory in base.iterdir():
+        if directory.is_dir() and not directory.with_suffix(".owner").exists():
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def _close(store: Store[Any], record: _Record, pid: int) -> None:
+    if pid != os.getpid():
+        return
+    store.close(clear=True)
+    record.path.unlink(missing_ok=True)
+    os.close(record.fd)
+
+
+# -- naming a store
+
+
+def open_store(
+    spec: Store[Any] | StoreConfig | str | os.PathLike[str] | None, *, shared: bool = False
+) -> Store[Any]:
+    """Return the store that a user has named, registered in this process.
+
+    Args:
+        spec: A store; a configuration; the path of a TOML file with one; None: the
+            embedded store.
+        shared: As for `embedded_store`.
+
+    Raises:
+        TypeError: `spec` is none of these.
+        StoreConfigError: The file cannot be read or is not TOML.
+        pydantic.ValidationError: It does not describe a store.
+        UnknownConnectorError: The connector cannot be imported.
+        ConnectorOptionsError: It does not take its options.
+        StoreDirectoryError: Its directory cannot be used.
+    """
+    if spec is None:
+        return embedded_store(shared=shared)
+    if isinstance(spec, Store):
+        if get_store(spec.name) is None:
+            register_store(spec)
+        return spec
+    if isinstance(spec, (str, os.PathLike)):
+        spec = StoreConfig.from_toml(spec)
+    if isinstance(spec, StoreConfig):
+        return get_or_create_store(spec)
+    raise TypeError(
+        f"a store must be a Store, a StoreConfig, the path of a TOML file, or None for the "
+        f"embedded store, got {type(spec).__name__}"
+    )

@@ -1,0 +1,154 @@
+"""What travels in place of a large object: inert, small, and not a proxy.
+
+Frameworks look at what they carry (`isinstance`, `hasattr`, `callable`, hashing,
+tokenizing), and every look at a proxy may fetch it. A `Ref` can be looked at by
+anybody; only `Ref.resolve` does I/O.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import xxhash
+
+from proxystore.proxy import Proxy
+from proxystore.serialize import frames
+from proxystore.store import Store, StoreFactory, get_or_create_store
+from proxystore.store.exceptions import ProxyResolveMissingKeyError
+from proxystore.utils.imports import import_from_path
+
+_MISSING = object()
+
+# Identity of a stored object: its store's name and the fields of its key.
+RefId = tuple[Any, ...]
+
+
+class Ref:
+    """A reference to a stored object.
+
+    Equal and hashable by `id`. Not callable, holds nothing, evicts nothing by itself.
+
+    Attributes:
+        factory: Gets the object, in any process that can reach the store.
+        digest: 32 hexadecimal digits, equal for equal content.
+        nbytes: Length of what is stored, in bytes.
+        type_name: ``module.qualname`` of the object's class.
+    """
+
+    __slots__ = ("digest", "factory", "nbytes", "type_name")
+
+    def __init__(
+        self, factory: StoreFactory[Any], digest: str, nbytes: int, type_name: str
+    ) -> None:
+        self.factory = factory
+        self.digest = digest
+        self.nbytes = nbytes
+        self.type_name = type_name
+
+    @property
+    def id(self) -> RefId:
+        """The store's name and the fields of the key: what counts as the same object."""
+        return (self.factory.store_config.name, *self.factory.key)
+
+    @property
+    def store(self) -> Store[Any]:
+        """This process's store for the object; made if there is none."""
+        return get_or_create_store(self.factory.store_config)
+
+    def resolve(self) -> Any:
+        """Return the object: the caller's own, which it may change.
+
+        Raises:
+            ProxyResolveMissingKeyError: It is gone.
+            SerializationError: It is there and cannot be deserialized.
+        """
+        store = self.store
+        obj = store.get(self.factory.key, default=_MISSING, cache=False)
+        if obj is _MISSING:
+            raise ProxyResolveMissingKeyError(self.factory.key, type(store), store.name)
+        return obj
+
+    def exists(self) -> bool:
+        """Say whether the object is there."""
+        return self.store.exists(self.factory.key)
+
+    def evict(self) -> None:
+        """Remove the object; that it is not there is no error."""
+        self.store.evict(self.factory.key)
+
+    def proxy(self) -> Proxy[Any]:
+        """Return an unresolved proxy that knows its target's class, if that is importable."""
+        proxy: Proxy[Any] = Proxy(self.factory)
+        with contextlib.suppress(ImportError):  # a local class: using the proxy will tell
+            proxy.__proxy_default_class__ = import_from_path(self.type_name)
+        return proxy
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.factory, self.digest, self.nbytes, self.type_name)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        name = self.type_name.rpartition(".")[2]
+        return f"<{type(self).__name__} to {name}, {self.nbytes / 1e6:.1f} MB>"
+
+
+class ProxyRef(Ref):
+    """A proxy that the user has made, travelling inert.
+
+    Where it arrives it is a proxy again. The object is the user's: nothing here counts
+    its uses or evicts it.
+    """
+
+    __slots__ = ()
+
+    def resolve(self) -> Proxy[Any]:
+        """Return an unresolved proxy."""
+        return self.proxy()
+
+    def proxy(self) -> Proxy[Any]:
+        """Return an unresolved proxy that knows its target's class, if the first one did."""
+        return super().proxy() if self.type_name else Proxy(self.factory)
+
+
+def ref_to(store: Store[Any], data: Any, type_name: str, *, name: str | None = None) -> Ref:
+    """Store what `Store.dump` returned and return a reference to it."""
+    digest, nbytes = digest_of(data), frames_size(data)
+    key = store.put_dumped(data, name=name)
+    return Ref(StoreFactory(key, store.config()), digest, nbytes, type_name)
+
+
+def store_object(store: Store[Any], obj: Any, *, name: str | None = None) -> Ref:
+    """Store an object and return a reference to it; `name` is that of `Store.put_dumped`."""
+    return ref_to(store, store.dump(obj), frames.type_name(obj), name=name)
+
+
+def digest_of(data: Any) -> str:
+    """Return 32 hexadecimal digits of what `Store.dump` returned, equal for equal data."""
+    if isinstance(data, frames.Buffers):
+        return data.digest
+    return xxhash.xxh3_128(data).hexdigest()
+
+
+def frames_size(data: Any) -> int:
+    """Return the length of what `Store.dump` returned, in bytes."""
+    return data.nbytes if isinstance(data, frames.Buffers) else memoryview(data).nbytes
+
+
+def sweep(store: Store[Any], prefix: str) -> int:
+    """Evict every object whose name starts with `prefix`; return how many there were.
+
+    Zero where the connector cannot list its objects.
+    """
+    list_keys = getattr(type(store.connector), "keys", None)
+    if list_keys is None:
+        return 0
+    keys = list(list_keys(store.connector, prefix))
+    for key in keys:
+        store.evict(key)
+    return len(keys)
