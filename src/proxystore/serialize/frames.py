@@ -70,19 +70,18 @@ class Buffers:
     before the object changes. Not thread-safe.
 
     Attributes:
-        parts: What to write, in order, padding included.
         nbytes: Sum of the lengths of `parts`, in bytes.
         type_name: ``module.qualname`` of the object's class.
     """
 
-    __slots__ = ("_content", "_fields", "_sealed", "_table", "nbytes", "parts", "type_name")
+    __slots__ = ("_content", "_fields", "_parts", "_seal", "_table", "nbytes", "type_name")
 
     def __init__(self, kind: int, payload: Sequence[Any], type_name: str) -> None:
         views = [memoryview(part).cast("B") if part else memoryview(b"") for part in payload]
         name = type_name.encode()[:0xFFFF]
         table = struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views)) + name
         table += _PADDING[-len(table) % ALIGNMENT]
-        parts: list[Any] = [b"", table]
+        parts: list[Any] = [None, table]  # the header comes when it is asked for
         size = _HEAD.size + len(table)
         for view in views:
             parts.append(view)
@@ -94,24 +93,27 @@ class Buffers:
         self._table: list[Any] = [table, *pickled]
         self._content = views[len(pickled) :]
         self._fields = (MAGIC, VERSION, kind, len(name), len(views))
-        self._sealed = False
-        self.parts = parts
+        self._seal: bytes | None = None
+        self._parts = parts
         self.nbytes = size
         self.type_name = type_name
-        self._write_head(_NOTHING)
 
-    def _write_head(self, content: bytes) -> None:
-        end = (self.nbytes, content, int(self._sealed))
-        checksum = xxhash.xxh3_128(_HEAD.pack(*self._fields, _NOTHING, *end))
-        for part in self._table:
-            checksum.update(part)
-        self.parts[0] = _HEAD.pack(*self._fields, checksum.digest(), *end)
+    @property
+    def parts(self) -> list[Any]:
+        """What to write, in order, padding included."""
+        if self._parts[0] is None:
+            end = (self.nbytes, self._seal or _NOTHING, int(self._seal is not None))
+            checksum = xxhash.xxh3_128(_HEAD.pack(*self._fields, _NOTHING, *end))
+            for part in self._table:
+                checksum.update(part)
+            self._parts[0] = _HEAD.pack(*self._fields, checksum.digest(), *end)
+        return self._parts
 
     def seal(self) -> Buffers:
         """Compute the checksum of the content, which reads all of it, and return self."""
-        if not self._sealed:
-            self._sealed = True
-            self._write_head(_checksum_of(self._content))
+        if self._seal is None:
+            self._seal = _checksum_of(self._content)
+            self._parts[0] = None
         return self
 
     @property
