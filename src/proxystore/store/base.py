@@ -436,19 +436,20 @@ class Store(Generic[ConnectorT]):
         """Fetch, cache and return; or wait for the thread that is doing so."""
         flight, fetch_here = self._flights.join(key, id(deserializer))
         if not fetch_here:
-            obj = flight.result()
+            obj = flight.wait()
             return default if obj is _MISSING else obj
         try:
             obj = self._fetch(key, deserializer, _MISSING, op)
-            with self._flights.lock:
-                if obj is not _MISSING and not flight.stale:
-                    self.cache.set(key, _Cached(obj, deserializer))
-            flight.set_result(obj)
         except BaseException as error:
-            flight.set_exception(error)
+            with self._flights.lock:
+                self._flights.remove(flight)
+            flight.land(error=error)
             raise
-        finally:
-            self._flights.land(flight, id(deserializer))
+        with self._flights.lock:
+            if obj is not _MISSING and not flight.stale:
+                self.cache.set(key, _Cached(obj, deserializer))
+            self._flights.remove(flight)
+        flight.land(obj)
         return default if obj is _MISSING else obj
 
     def _fetch(
