@@ -1,0 +1,128 @@
+"""The client's side of lifetimes: which objects it answers for, and telling the scheduler so.
+
+`proxystore.workflow.Ledger` counts who in this process still needs an object; this module turns
+"the first" and "the last" into a lease at the scheduler. While a lease is open the object exists,
+so only then does the ledger hand out the same object for the same bytes. (That a *task* mentions
+an object proves nothing here: the scheduler keeps the first run spec of a key, so the task may
+mention another object than the one that was sent.)
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from proxystore.store import Store
+from proxystore.workflow import Hold, Ledger, Ref
+from proxystore_dask.scheduler_plugin import LEASE, LEASE_END
+
+
+class Lifetimes(enum.Enum):
+    """Who evicts an object, and when."""
+
+    GRAPH = "graph"
+    """The scheduler's plugin, once no task can need the object again."""
+
+    CLIENT = "client"
+    """The client, when it closes: its scheduler takes no plugin, or cannot reach the store."""
+
+
+class Leases:
+    """Keeps objects alive from their put to the end of the last future made from them.
+
+    Thread-safe. The lock keeps messages in order while the connection comes and goes; nobody does
+    I/O under it.
+
+    Args:
+        store: Where objects go.
+        send: Queues a message to the scheduler, in order with the graphs; must not block.
+    """
+
+    def __init__(self, store: Store[Any], send: Callable[[dict[str, Any]], None]) -> None:
+        self.ledger = Ledger(store, on_stored=self._opened, on_unneeded=self._ended)
+        self._send = send
+        self._lock = threading.Lock()
+        self._lifetimes: Lifetimes | None = None
+        # What to tell the scheduler once there is one again, in order.
+        self._waiting: list[tuple[str, Ref]] = []
+        # What nobody needs any more and the client has to evict when it closes.
+        self._left: list[Ref] = []
+        self._kept: dict[int, tuple[Hold, ...]] = {}
+        self._tokens = itertools.count()
+
+    @property
+    def lifetimes(self) -> Lifetimes | None:
+        """Who evicts; None while not connected, when nothing new should be stored."""
+        return self._lifetimes
+
+    def start(self, lifetimes: Lifetimes) -> None:
+        """Connected: a scheduler that may know nothing of us hears of every lease."""
+        with self._lock:
+            self._lifetimes = lifetimes
+            waiting, self._waiting = self._waiting, []
+            for ref in self.ledger.live:
+                self._deliver(LEASE, ref)
+            for op, ref in waiting:
+                self._deliver(op, ref)
+
+    def pause(self) -> None:
+        """Not connected: every future is cancelled, and the scheduler ends our leases by itself."""
+        with self._lock:
+            self._lifetimes = None
+        self.release_all()
+        # Nothing from before may be handed out again: the scheduler is evicting it.
+        self.ledger.flush()
+
+    def keep(self, future: object, holds: Iterable[Hold]) -> None:
+        """Keep the objects behind `holds` for as long as `future` lives.
+
+        Futures may share a hold: it is released with the last reference to it.
+        """
+        token = next(self._tokens)
+        self._kept[token] = tuple(holds)
+        weakref.finalize(future, self._kept.pop, token, None).atexit = False
+
+    def release_all(self) -> None:
+        """Keep nothing for any future any more."""
+        self._kept.clear()
+
+    def close(self) -> tuple[Ref, ...]:
+        """Stop; with `Lifetimes.CLIENT`, evict everything.
+
+        Otherwise the scheduler evicts: it ends the leases of a client that is gone.
+
+        Returns:
+            Objects that a scheduler, out of reach at this moment, may never evict.
+        """
+        self.release_all()
+        self.ledger.close()
+        with self._lock:
+            left, self._left = self._left, []
+            unheard = {ref.id: ref for _, ref in self._waiting}
+        for ref in left:
+            ref.evict()
+        return tuple(unheard.values())
+
+    def _opened(self, ref: Ref) -> None:
+        self._tell(LEASE, ref)
+
+    def _ended(self, ref: Ref) -> None:
+        self._tell(LEASE_END, ref)
+
+    def _tell(self, op: str, ref: Ref) -> None:
+        with self._lock:
+            if self._lifetimes is None:
+                self._waiting.append((op, ref))
+            else:
+                self._deliver(op, ref)
+
+    def _deliver(self, op: str, ref: Ref) -> None:
+        if self._lifetimes is Lifetimes.GRAPH:
+            self._send({"op": op, "ref": pickle.dumps(ref)})
+        elif op == LEASE_END:
+            self._left.append(ref)

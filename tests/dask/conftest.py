@@ -1,0 +1,115 @@
+"""Real clusters of real processes, and a store whose every object is accounted for."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("distributed")
+
+# Workers get the search path of the process that starts them.
+IMPORTABLE = Path(__file__).parent / "importable"
+sys.path.insert(0, str(IMPORTABLE))
+
+from dask_tasks import TracingConnector
+from distributed import LocalCluster
+
+from proxystore.store import Store, unregister_store
+from proxystore_dask import Client
+
+# Everything above is large: arrays of 20,000 floats are, and the graph of a task is not.
+THRESHOLD = "50 kB"
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 15) -> None:
+    """Return once `condition` is true; fail if that takes longer than `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"still not true after {timeout} s"
+        pause.wait(0.01)
+
+
+@pytest.fixture(scope="session", name="wait_until")
+def _wait_until() -> Callable[..., None]:
+    return wait_until
+
+
+class Objects:
+    """A store, and the objects in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        connector = TracingConnector(directory)
+        self.store = Store(f"tests-{uuid.uuid4().hex[:8]}", connector, register=True, cache_size=0)
+
+    def __len__(self) -> int:
+        return len(list(self.directory.iterdir()))
+
+    def log(self, what: str) -> list[int]:
+        """The processes that have done `what`, once for each time."""
+        path = Path(f"{self.directory}.log")
+        if not path.exists():
+            return []
+        lines = [line.split() for line in path.read_text().splitlines()]
+        return [int(pid) for did, pid in lines if did == what]
+
+    def wait_until_empty(self) -> None:
+        gc.collect()  # what a test has dropped may hang in a cycle
+        wait_until(lambda: len(self) == 0)
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Iterator[Objects]:
+    """A store that must be empty when the test, its client included, has ended."""
+    objects = Objects(tmp_path / "objects")
+    yield objects
+    objects.wait_until_empty()
+    unregister_store(objects.store)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=2,
+        processes=True,
+        dashboard_address=":0",
+        host="127.0.0.1",
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster, objects: Objects) -> Iterator[Client]:
+    cluster.wait_for_workers(2, timeout=30)
+    with Client(cluster, ps_store=objects.store, ps_threshold=THRESHOLD) as client:
+        yield client
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    """An array above the threshold."""
+    return np.arange(20_000, dtype=float)
+
+
+def kill_worker(client: Client, address: str) -> None:
+    """SIGKILL a worker; its nanny starts another one. Returns once the scheduler has noticed."""
+    pid = client.run(os.getpid, workers=[address])[address]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: address not in client.scheduler_info()["workers"])
+
+
+@pytest.fixture(scope="session", name="kill_worker")
+def _kill_worker() -> Callable[[Client, str], None]:
+    return kill_worker

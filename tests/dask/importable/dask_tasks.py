@@ -1,0 +1,130 @@
+"""What the tests' tasks run: importable in the processes of workers and schedulers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import get_client
+
+from proxystore.connectors.file import FileConnector
+
+
+class TracingConnector(FileConnector):
+    """A file connector that notes which process did what, in a file beside its directory."""
+
+    def _note(self, what: str) -> None:
+        with open(f"{self.store_dir}.log", "a") as log:
+            log.write(f"{what} {os.getpid()}\n")
+
+    def put_buffers(self, parts: Any) -> Any:
+        self._note("put")
+        return super().put_buffers(parts)
+
+    def get(self, key: Any) -> Any:
+        self._note("get")
+        return super().get(key)
+
+    def evict(self, key: Any) -> None:
+        self._note("evict")
+        super().evict(key)
+
+
+def total(array: Any, *more: Any, times: float = 1) -> float:
+    return float(np.sum(array)) * times + sum(float(np.sum(each)) for each in more)
+
+
+def add_one(array: Any) -> Any:
+    return array + 1
+
+
+def kinds(*args: Any, **kwargs: Any) -> list[str]:
+    return [type(value).__name__ for value in (*args, *kwargs.values())]
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def total_of_nested(value: dict[str, list[Any]]) -> float:
+    return sum(total(array) for array in value["arrays"])
+
+
+def change_in_place(array: Any, i: int) -> float:
+    array[0] += 1
+    return float(array[0])
+
+
+def fail(array: Any) -> None:
+    raise ZeroDivisionError(len(array))
+
+
+def fail_once(array: Any, marker: str) -> float:
+    if not os.path.exists(marker):
+        Path(marker).touch()
+        raise ZeroDivisionError(len(array))
+    return total(array)
+
+
+def touch(array: Any, marker: str) -> float:
+    Path(marker).touch()
+    return total(array)
+
+
+def wait_for(array: Any, started: str, go: str) -> float:
+    """Say that we have started, then wait until we may go on."""
+    Path(started).touch()
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    return total(array)
+
+
+def die_once(array: Any, marker: str) -> float:
+    """Kill the worker in the middle of the task, the first time."""
+    if not os.path.exists(marker):
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return total(array)
+
+
+def through_the_c_api(data: Any, text: Any, table: Any) -> tuple[int, int, int]:
+    """Things that no transparent proxy survives."""
+    return len(io.BytesIO(data).read()), len("".join([text, "!"])), len(json.dumps(table))
+
+
+async def total_in_the_loop(array: Any) -> float:
+    return total(array)
+
+
+def submit_from_task(array: Any) -> tuple[float, str]:
+    """Attach the task's own client, and pass an array on with it."""
+    from proxystore_dask import attach
+
+    client = attach(get_client(), ps_threshold="10 kB")
+    future = client.submit(total, array * 2)
+    return future.result(), client.ps_store.name
+
+
+class Counter:
+    """An actor that goes on using what it was made from."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def add(self, i: int) -> float:
+        self.array += i
+        return total(self.array)
+
+
+class Unpicklable:
+    """An object that no pickler takes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()

@@ -1,0 +1,198 @@
+"""Arguments on their way into a graph, without a cluster."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import dask.array
+import numpy as np
+import pytest
+from dask.sizeof import sizeof
+from dask.tokenize import tokenize
+from dask_tasks import Unpicklable, total
+from distributed.protocol import dask_deserialize, dask_serialize
+
+from proxystore.proxy import is_resolved
+from proxystore.workflow import Ledger, Packer, ProxyRef, UnpicklableArgumentError, store_object
+from proxystore_dask._dask import (
+    MAP_OPTIONS,
+    SUBMIT_OPTIONS,
+    GraphNode,
+    Task,
+    TaskRef,
+    parse_input,
+)
+from proxystore_dask.calls import pack_map, split, unfold
+from proxystore_dask.graph import Load, carries, counted_refs, inline, is_native, load_node
+
+Pair = namedtuple("Pair", "first second")
+
+
+@pytest.fixture
+def packer(objects: Any) -> Any:
+    ledger = Ledger(objects.store)
+    yield Packer(ledger, threshold=10_000, is_native=is_native, carries=carries)
+    ledger.close()
+
+
+@pytest.fixture
+def ref(objects: Any, array: Any) -> Any:
+    ref = store_object(objects.store, array)
+    yield ref
+    ref.evict()
+
+
+class TestLoadNode:
+    def test_evaluates_to_the_object(self, ref, array):
+        assert np.array_equal(load_node(ref)(), array)
+
+    def test_travels_small(self, ref):
+        data = pickle.dumps(load_node(ref))
+        assert len(data) < 1000
+        again = pickle.loads(data)
+        assert again.func.ref == ref
+
+    def test_has_a_token_of_its_content(self, ref, objects, array):
+        same, other = store_object(objects.store, array), store_object(objects.store, array + 1)
+        assert tokenize(load_node(same)) == tokenize(load_node(ref))
+        assert tokenize(load_node(other)) != tokenize(load_node(ref))
+        same.evict()
+        other.evict()
+
+    def test_of_a_users_proxy_has_a_token_of_its_own(self, ref):
+        proxies = [ProxyRef(ref.factory, "", 0, "")]
+        assert tokenize(load_node(proxies[0])) != tokenize(load_node(ref))
+        assert not is_resolved(load_node(proxies[0])())
+
+    def test_says_what_it_stands_for(self, ref):
+        assert repr(Load(ref)) == "<stored numpy.ndarray, 156.50 kiB>"
+        assert "numpy.ndarray" in repr(Task("key", total, load_node(ref)))
+
+
+class TestCountedRefs:
+    def test_in_containers_and_keywords(self, ref):
+        node = load_node(ref)
+        spec = Task("key", total, parse_input([{"a": (node, 1)}]), times=node)
+        assert list(counted_refs(spec)) == [ref, ref]
+
+    def test_in_fused_tasks(self, ref):
+        first = Task("first", total, load_node(ref))
+        fused = GraphNode.fuse(first, Task("second", total, TaskRef("first")))
+        assert list(counted_refs(fused)) == [ref]
+
+    def test_not_in_what_belongs_to_the_user(self, ref):
+        assert list(counted_refs(load_node(ProxyRef(ref.factory, "", 0, "")))) == []
+        assert list(counted_refs(Task("key", total, {"a": ref}, [ref]))) == []
+
+
+class TestIsNative:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            TaskRef("key"),
+            Task("key", total),
+            dask.array.ones(3),
+            OrderedDict(a=[TaskRef("key")]),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_dask_has_to_see(self, value):
+        assert is_native(value)
+
+    @pytest.mark.parametrize(
+        "value",
+        [1, "text", np.ones(3), [TaskRef("key")], Pair(TaskRef("key"), 1), OrderedDict(a=1)],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_it_does_not_or_the_packer_looks_into(self, value):
+        assert not is_native(value)
+
+
+class TestCarries:
+    def test_an_object_that_only_dask_can_serialize(self):
+        class OnlyDask(Unpicklable):
+            pass
+
+        @dask_serialize.register(OnlyDask)
+        def _(obj: Any) -> Any:
+            return {}, []
+
+        @dask_deserialize.register(OnlyDask)
+        def _(header: Any, frames: Any) -> Any:
+            return OnlyDask()
+
+        assert carries(OnlyDask())
+        assert not carries(Unpicklable())
+
+
+class TestUnfold:
+    def test_a_partial_with_a_large_argument(self, array):
+        func, args, keywords = unfold(functools.partial(total, array, times=2), 1000, frozenset())
+        assert func is total
+        assert args == (array,)
+        assert keywords == {"times": 2}
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda array: total,
+            lambda array: functools.partial(total, 1, times=2),
+            lambda array: functools.partial(total, array, key="Dask's own, if it were an option"),
+            lambda array: functools.partial(total, array, [TaskRef("not replaced by Dask")]),
+        ],
+        ids=["no partial", "small", "reserved name", "future"],
+    )
+    def test_what_stays_as_it_is(self, make, array):
+        func = make(array)
+        assert unfold(func, 1000, SUBMIT_OPTIONS) == (func, (), {})
+
+    def test_options_are_dasks(self):
+        assert {"key", "workers", "retries", "pure", "actor"} <= SUBMIT_OPTIONS & MAP_OPTIONS
+        assert split({"key": 1, "a": 2}, SUBMIT_OPTIONS) == ({"key": 1}, {"a": 2})
+
+
+class TestPackMap:
+    def test_each_call_holds_what_it_needs(self, packer, array):
+        packed = pack_map(packer, (), [[array, 1, array + 1], [array, array, 2]], {"times": array})
+        assert {i: len(holds) for i, holds in packed.holds.items()} == {0: 2, 1: 1, 2: 1}
+        assert len(packed.shared_holds) == 1
+        assert packer.ledger.stats.puts == 2
+        rows = list(zip(*packed.iterables, strict=True))
+        assert rows[0][0] is rows[0][1] is rows[1][1]
+        assert (rows[1][0], rows[2][1]) == (1, 2)
+
+    def test_nested_arguments(self, packer, array):
+        packed = pack_map(packer, [[array]], [[{"a": array + 1}]], {})
+        (leading,), ((element,),) = packed.shared, packed.iterables
+        assert np.array_equal(leading()[0], array)
+        assert np.array_equal(element()["a"], array + 1)
+        assert len(packed.holds[0]) == len(packed.shared_holds) == 1
+
+    def test_iterables_that_stay_are_not_touched(self, packer, array):
+        numbers = range(3)
+        packed = pack_map(packer, (), [numbers, [array] * 3], {})
+        assert packed.iterables[0] is numbers
+
+    def test_what_no_call_gets_is_not_stored(self, packer, array):
+        pack_map(packer, (), [[array, array + 1], [1]], {})
+        assert packer.ledger.stats.puts == 1
+
+    def test_an_error_says_where(self, packer, array):
+        with pytest.raises(UnpicklableArgumentError) as caught:
+            pack_map(packer, (array,), [[1, 2], [array, {"a": Unpicklable()}]], {})
+        assert caught.value.position == "2[1]['a']"
+        with pytest.raises(UnpicklableArgumentError) as caught:
+            pack_map(packer, (array,), [[1, 2]], {"times": Unpicklable()})
+        assert caught.value.position == "times"
+        assert packer.ledger.stats.puts == 0
+
+
+def test_inline_looks_small_and_evaluates_to_the_value():
+    value = {"numbers": list(range(100_000)), "future": TaskRef("key")}
+    node = pickle.loads(pickle.dumps(inline(value)))
+    assert sizeof(value) > 100_000 > sizeof(node)
+    assert node.dependencies == {"key"}
+    assert node({"key": 7}) == {**value, "future": 7}

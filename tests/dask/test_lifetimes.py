@@ -1,0 +1,304 @@
+"""An object lives until no task can need it again: no shorter, no longer.
+
+Each test ends with the fixture `objects` waiting for the store to be empty, while the cluster
+goes on.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dask_tasks
+import pytest
+from dask_tasks import (
+    Counter,
+    add_one,
+    die_once,
+    fail,
+    identity,
+    total,
+    touch,
+    wait_for,
+)
+from distributed import LocalCluster, fire_and_forget, wait
+
+from proxystore_dask import Client
+
+pytestmark = pytest.mark.dask
+
+
+class TestOnce:
+    """The same bytes are stored once while anybody needs them."""
+
+    def test_in_one_call(self, client, array, objects):
+        future = client.submit(total, array, array, [array.copy()])
+        assert future.result() == 3 * array.sum()
+        assert client.ps_stats().puts == len(objects) == 1
+
+    def test_across_calls(self, client, array, objects):
+        futures = [client.submit(total, array.copy(), i) for i in range(8)]
+        futures += client.map(total, [array.copy()] * 3, range(3))
+        assert client.gather(futures) == [array.sum() + i for i in [*range(8), *range(3)]]
+        assert client.ps_stats().puts == len(objects) == 1
+
+    def test_an_array_that_changes_between_calls_is_two_objects(self, client, array, objects):
+        before, was = client.submit(total, array), array.sum()
+        array += 1
+        after = client.submit(total, array)
+        assert client.gather([before, after]) == [was, array.sum()]
+        assert client.ps_stats().puts == len(objects) == 2
+
+    def test_again_after_it_is_gone(self, client, array, objects):
+        assert client.submit(total, array).result() == array.sum()
+        objects.wait_until_empty()
+        assert client.submit(total, array).result() == array.sum()
+        assert client.ps_stats().puts == 2
+
+    def test_from_many_threads(self, client, array, objects, at_once):
+        def submit(i: int) -> Any:
+            return client.submit(total, array.copy(), i)
+
+        futures = at_once(*(lambda i=i: submit(i) for i in range(8)))
+        assert client.gather(futures) == [array.sum() + i for i in range(8)]
+        assert client.ps_stats().puts == 1
+
+
+class TestEnd:
+    """Every way a task can end."""
+
+    def test_a_future_that_is_held_keeps_the_object(self, client, array, objects):
+        future = client.submit(total, array)
+        wait(future)
+        client.submit(identity, 1).result()
+        assert len(objects) == 1
+        del future
+        objects.wait_until_empty()
+
+    def test_a_dependent_that_is_held_keeps_the_object(self, client, array, objects):
+        """Its worker may die: then all of it is computed again."""
+        dependent = client.submit(total, client.submit(add_one, array))
+        wait(dependent)
+        gc.collect()
+        client.submit(identity, 1).result()
+        assert len(objects) == 1
+        del dependent
+        objects.wait_until_empty()
+
+    def test_dropped_before_it_has_run(self, client, array, objects, tmp_path):
+        blocker = client.submit(identity, 1)
+        client.submit(total, array, blocker)
+        objects.wait_until_empty()
+
+    def test_cancelled(self, client, array, objects, tmp_path, wait_until):
+        started, go = tmp_path / "started", tmp_path / "go"
+        future = client.submit(wait_for, array, str(started), str(go))
+        wait_until(started.exists)
+        future.cancel()
+        assert future.cancelled()
+        del future
+        objects.wait_until_empty()
+        go.touch()
+
+    def test_failed(self, client, array, objects):
+        future = client.submit(fail, array)
+        wait(future)
+        assert future.status == "error"
+        assert len(objects) == 1  # it may be retried
+        del future
+        objects.wait_until_empty()
+
+    def test_failed_and_raised(self, client, array, objects):
+        """The exception's traceback refers to the future, which refers to the exception."""
+        with pytest.raises(ZeroDivisionError):
+            client.submit(fail, array).result()
+        with pytest.raises(ZeroDivisionError):
+            client.gather([client.submit(fail, array, pure=False)])
+        objects.wait_until_empty()
+
+    def test_fire_and_forget(self, client, array, objects, tmp_path, wait_until):
+        marker = tmp_path / "ran"
+        fire_and_forget(client.submit(touch, array, str(marker)))
+        wait_until(marker.exists)
+        objects.wait_until_empty()
+
+    def test_each_future_of_a_map_by_itself(self, client, array, objects, wait_until):
+        futures = client.map(total, [array, array + 1, array + 2])
+        wait(futures)
+        assert len(objects) == 3
+        del futures[0]
+        wait_until(lambda: len(objects) == 2)
+        del futures
+        objects.wait_until_empty()
+
+    def test_a_keyword_shared_by_a_map_ends_with_its_last_future(self, client, array, objects):
+        futures = client.map(total, [1, 2, 3], [array] * 3)
+        wait(futures)
+        del futures[1:]
+        gc.collect()
+        client.submit(identity, 1).result()
+        assert len(objects) == 1
+        futures.clear()
+        objects.wait_until_empty()
+
+    def test_an_actor_needs_what_it_was_made_from(self, client, array, objects):
+        counter = client.submit(Counter, array, actor=True).result()
+        gc.collect()
+        client.submit(identity, 1).result()
+        assert len(objects) == 1
+        assert counter.add(0).result() == array.sum()
+        del counter
+        objects.wait_until_empty()
+
+    def test_a_key_that_the_scheduler_knows_keeps_its_first_task(self, client, array, objects):
+        first = client.submit(total, array, key="the-key")
+        assert first.result() == array.sum()
+        second = client.submit(total, array + 1, key="the-key")
+        assert second.result() == array.sum()
+        # No task mentions the second array; that it was sent under a living key says nothing.
+        del second
+        third = client.submit(total, array + 1)
+        assert third.result() == (array + 1).sum()
+
+    def test_colliding_keys_of_two_clients(self, client, array, objects):
+        with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            mine = client.submit(total, array, key="everybodys")
+            wait(mine)
+            theirs = other.submit(total, array + 1, key="everybodys")
+            assert theirs.result() == array.sum()
+            del mine
+            assert other.submit(total, array + 1).result() == (array + 1).sum()
+            assert theirs.result() == array.sum()
+
+    def test_two_clients_with_equal_content(self, client, array, objects):
+        with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            mine, theirs = client.submit(total, array), other.submit(total, array.copy())
+            assert mine.key == theirs.key
+            assert mine.result() == theirs.result() == array.sum()
+            del mine
+            gc.collect()
+            assert other.submit(identity, theirs).result() == array.sum()
+
+    def test_published_data_outlives_its_client(self, client, array, objects, wait_until):
+        with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            other.publish_dataset(data=other.submit(total, array))
+        assert len(objects) == 1
+        assert client.get_dataset("data").result() == array.sum()
+        client.unpublish_dataset("data")
+        objects.wait_until_empty()
+
+    def test_a_users_own_object_is_never_evicted(self, client, array, objects):
+        key = objects.store.put(array)
+        proxy = objects.store.proxy_from_key(key)
+        assert client.submit(total, proxy).result() == array.sum()
+        assert client.gather(client.map(total, [proxy, proxy], [1, 2])) == [
+            array.sum() + 1,
+            array.sum() + 2,
+        ]
+        gc.collect()
+        client.submit(identity, 1).result()
+        assert objects.store.exists(key)
+        objects.store.evict(key)
+
+
+class TestCluster:
+    def test_restart(self, client, array, objects):
+        held = client.submit(total, array)
+        assert held.result() == array.sum()
+        client.restart()
+        objects.wait_until_empty()
+        assert client.submit(total, array).result() == array.sum()
+
+    def test_client_that_closes_with_work_in_flight(
+        self, cluster, array, objects, tmp_path, wait_until
+    ):
+        started, go = tmp_path / "started", tmp_path / "go"
+        with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
+            running = client.submit(wait_for, array, str(started), str(go))
+            wait_until(started.exists)
+        objects.wait_until_empty()
+        go.touch()
+        del running
+
+    def test_client_that_is_killed(self, cluster, array, objects, wait_until):
+        code = f"""
+import time
+import numpy as np
+from dask_tasks import total
+from proxystore_dask import Client
+from proxystore.store import Store
+from proxystore.connectors.file import FileConnector
+
+store = Store({objects.store.name!r}, FileConnector({str(objects.directory)!r}))
+client = Client({cluster.scheduler_address!r}, ps_store=store, ps_threshold="50 kB")
+futures = [client.submit(total, np.arange(20_000.0) + i, resources={{"none": 1}}) for i in range(6)]
+client.gather(client.map(total, [np.arange(20_000.0) - i for i in range(1, 3)]))
+print("submitted", flush=True)
+time.sleep(600)
+"""
+        env = {**os.environ, "PYTHONPATH": str(Path(dask_tasks.__file__).parent)}
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as it:
+            assert it.stdout.readline() == b"submitted\n"
+            wait_until(lambda: len(objects) >= 6)
+            it.send_signal(signal.SIGKILL)
+        objects.wait_until_empty()
+
+    def test_shutdown(self, array, objects):
+        with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+            client = Client(cluster, ps_store=objects.store, ps_threshold="50 kB")
+            future = client.submit(total, array)
+            wait(future)
+            client.shutdown()
+        assert len(objects) == 0
+        client.close()
+
+    def test_cluster_that_closes_before_its_client(self, array, objects):
+        with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+            client = Client(cluster, ps_store=objects.store, ps_threshold="50 kB")
+            future = client.submit(total, array)
+            wait(future)
+        objects.wait_until_empty()
+        client.close()
+
+
+class TestWorkersThatDie:
+    """Everything plain Dask recovers from, it still recovers from."""
+
+    def test_after_the_task(self, client, array, kill_worker):
+        future = client.submit(total, array)
+        wait(future)
+        ((worker,),) = client.who_has(future).values()
+        kill_worker(client, worker)
+        assert future.result() == array.sum()
+
+    def test_after_the_task_with_a_dependent(self, client, array, kill_worker):
+        future = client.submit(add_one, array)
+        wait(future)
+        ((worker,),) = client.who_has(future).values()
+        kill_worker(client, worker)
+        assert client.submit(total, future).result() == array.sum() + len(array)
+
+    def test_in_the_middle_of_the_task(self, client, array, tmp_path):
+        assert client.submit(die_once, array, str(tmp_path / "died")).result() == array.sum()
+
+
+class TestScheduler:
+    def test_the_scheduler_never_reads_an_object(self, client, array, objects):
+        client.gather([client.submit(total, array, i) for i in range(4)])
+        client.gather(client.map(total, [array + i for i in range(4)]))
+        assert os.getpid() not in objects.log("get")  # client and scheduler are this process
+        assert set(objects.log("put")) == {os.getpid()}
+        assert len(objects.log("get")) == 8
+
+    def test_objects_are_evicted_once_each(self, client, array, objects, wait_until):
+        probes = len(objects.log("evict"))
+        futures = client.map(total, [array + i for i in range(4)])
+        wait(futures)
+        del futures
+        objects.wait_until_empty()
+        assert len(objects.log("evict")) - probes == 4

@@ -1,0 +1,249 @@
+"""The plugin inside a scheduler: what it counts, and that it evicts at "forgotten" and not before.
+
+These tests need a scheduler, mostly without workers, in this process; `gen_cluster` also checks that
+no thread of the plugin outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from dask_tasks import add_one, total
+from distributed import Nanny, wait
+from distributed.utils_test import async_poll_for, gen_cluster
+
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store, StoreConfig, unregister_store
+from proxystore.workflow import Ref, store_object
+from proxystore_dask import Client, StoreLifetimes
+from proxystore_dask._dask import Task
+from proxystore_dask.graph import load_node
+
+
+class Files:
+    """A store, and how many objects are in it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self.store: Store[Any] = Store(directory, FileConnector(directory), register=True)
+
+    def __len__(self) -> int:
+        return len(os.listdir(self._directory))
+
+    def put(self) -> Ref:
+        return store_object(self.store, "x" * 1000)
+
+    async def wait_until(self, count: int) -> None:
+        await async_poll_for(lambda: len(self) == count, timeout=5)
+
+
+# gen_cluster hides a test's parameters from pytest, hence no fixture.
+@contextmanager
+def files() -> Iterator[Files]:
+    directory = tempfile.mkdtemp()
+    files = Files(directory)
+    try:
+        yield files
+    finally:
+        unregister_store(files.store)
+        shutil.rmtree(directory)
+
+
+async def started(scheduler: Any) -> StoreLifetimes:
+    plugin = StoreLifetimes()
+    await scheduler.register_scheduler_plugin(plugin, idempotent=True)
+    return plugin
+
+
+def lease(plugin: StoreLifetimes, ref: Ref, client: str) -> None:
+    plugin._lease(ref=pickle.dumps(ref), client=client)
+
+
+def end_lease(plugin: StoreLifetimes, ref: Ref, client: str) -> None:
+    plugin._lease_end(ref=pickle.dumps(ref), client=client)
+
+
+def add_task(scheduler: Any, plugin: StoreLifetimes, key: str, *refs: Ref) -> None:
+    spec = Task(key, total, *map(load_node, refs))
+    scheduler.new_task(key, spec, "released")
+    plugin.update_graph(scheduler, tasks=[key], keys={key})
+
+
+def forget(scheduler: Any, key: str) -> None:
+    scheduler.transitions({key: "forgotten"}, stimulus_id="test")
+
+
+@gen_cluster(client=False)
+async def test_evicts_at_forgotten_and_not_before(scheduler, a, b):
+    with files() as objects:
+        async with Client(
+            scheduler.address, asynchronous=True, ps_store=objects.store, ps_threshold="1 kB"
+        ) as client:
+            first = client.submit(add_one, np.ones(1000))
+            await wait(first)
+            second = client.submit(total, first)
+            del first
+            assert await second == 2000
+            # The input's task is released; if its dependent gets lost it runs again.
+            assert {task.state for task in scheduler.tasks.values()} == {"released", "memory"}
+            await async_poll_for(lambda: client.ps_stats().live == 0, timeout=5)
+            assert len(objects) == 1
+            del second
+            await objects.wait_until(0)
+            assert not scheduler.tasks
+            assert await client.scheduler.proxystore_stats() == {
+                "objects": 0,
+                "leased": 0,
+                "tasks": 0,
+                "evicted": 1,
+                "failed": 0,
+            }
+
+
+@gen_cluster(nthreads=[])
+async def test_a_lease_and_a_task_need_an_object_each_by_itself(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        leased, mentioned, both = (objects.put() for _ in range(3))
+        lease(plugin, leased, "me")
+        lease(plugin, both, "me")
+        add_task(scheduler, plugin, "task", mentioned, both)
+        end_lease(plugin, leased, "me")
+        await objects.wait_until(2)
+        assert not leased.exists()
+        end_lease(plugin, both, "me")
+        assert mentioned.exists()
+        assert both.exists()
+        forget(scheduler, "task")
+        await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_two_tasks_may_need_one_object(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        ref = objects.put()
+        add_task(scheduler, plugin, "one", ref, ref)
+        add_task(scheduler, plugin, "two", ref)
+        forget(scheduler, "one")
+        assert (await plugin._stats())["tasks"] == 1
+        assert (await plugin._stats())["evicted"] == 0
+        forget(scheduler, "two")
+        await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_a_lease_belongs_to_one_client(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        ref = objects.put()
+        lease(plugin, ref, "mine")
+        end_lease(plugin, ref, "theirs")
+        plugin.remove_client(scheduler, "theirs")
+        assert (await plugin._stats())["leased"] == 1
+        plugin.remove_client(scheduler, "mine")
+        await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_a_lease_that_ends_unheard_of_is_the_end_of_the_object(scheduler):
+    """Put, and given up, while the client had no connection."""
+    plugin = await started(scheduler)
+    with files() as objects:
+        end_lease(plugin, objects.put(), "me")
+        await objects.wait_until(0)
+
+
+@gen_cluster(client=False, Worker=Nanny, nthreads=[("127.0.0.1", 1)])
+async def test_a_restart_forgets_tasks_and_keeps_leases(scheduler, nanny):
+    """A graph that is on its way meanwhile finds its objects; their clients end the leases."""
+    with files() as objects:
+        async with Client(
+            scheduler.address, asynchronous=True, ps_store=objects.store, ps_threshold="1 kB"
+        ) as client:
+            plugin = scheduler.plugins["proxystore"]
+            leased = objects.put()
+            lease(plugin, leased, "another client")
+            future = client.submit(total, np.ones(1000))
+            assert await future == 1000
+            assert len(objects) == 2
+            await client.restart()
+            await objects.wait_until(1)
+            assert leased.exists()
+            plugin.remove_client(scheduler, "another client")
+            await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_tasks_that_are_there_before_the_plugin(scheduler):
+    with files() as objects:
+        ref = objects.put()
+        scheduler.new_task("task", Task("task", total, load_node(ref)), "released")
+        plugin = await started(scheduler)
+        assert (await plugin._stats())["objects"] == 1
+        forget(scheduler, "task")
+        await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_closing_evicts_everything_at_once(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        lease(plugin, objects.put(), "me")
+        add_task(scheduler, plugin, "task", objects.put())
+        await scheduler.close()
+        assert len(objects) == 0
+
+
+@gen_cluster(nthreads=[])
+async def test_a_store_that_fails_does_not_keep_other_objects(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        good = objects.put()
+        factory = pickle.loads(pickle.dumps(good.factory))
+        factory.store_config = StoreConfig.model_validate(
+            {"name": "nowhere", "connector": {"kind": "no.such.Connector", "options": {}}}
+        )
+        bad = Ref(factory, "0" * 32, 1000, "builtins.str")
+        for ref in (bad, good):
+            lease(plugin, ref, "me")
+        plugin.remove_client(scheduler, "me")
+        await objects.wait_until(0)
+        assert (await plugin._stats())["failed"] == 1
+
+
+@gen_cluster(nthreads=[])
+async def test_hello(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        probe = objects.put()
+        seen = await plugin._hello(probe=pickle.dumps(probe), offered_by="me")
+        assert seen["reachable"]
+        assert pickle.loads((await plugin._hello())["store"]) == probe
+        plugin.remove_client(scheduler, "me")
+        assert (await plugin._hello())["store"] is None
+        probe.evict()
+        gone = await plugin._hello(probe=pickle.dumps(probe), offered_by="me")
+        assert not gone["reachable"]
+        assert gone["store"] is None
+        assert not (await plugin._hello(probe=b"from another version"))["reachable"]
+
+
+@gen_cluster(nthreads=[])
+async def test_a_second_client_finds_the_plugin_that_is_there(scheduler):
+    with files() as objects:
+        for _ in range(2):
+            async with Client(scheduler.address, asynchronous=True, ps_store=objects.store):
+                plugin = scheduler.plugins["proxystore"]
+                lease(plugin, objects.put(), "somebody")
+        assert scheduler.plugins["proxystore"] is plugin
+        assert (await plugin._stats())["leased"] == 2
+        plugin.remove_client(scheduler, "somebody")
+        await objects.wait_until(0)
