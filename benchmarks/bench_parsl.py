@@ -1,0 +1,280 @@
+"""Parsl's HighThroughputExecutor, two workers, warm: plain, with the other distribution, with us.
+
+Each is measured in a process of its own, one after the other, on the same arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MEMORY = "/dev/shm"
+SIZE = 100_000_000  # bytes of the large array
+TASKS = 8
+SMALL_TASKS = 1_000
+
+# What is measured, and how often: the plain way takes seconds.
+ROWS = {
+    "one 100 MB argument": 5,
+    "one 100 MB array to 8 tasks": 3,
+    "the same, stored before": 3,
+    "100 MB result, first element": 5,
+    "100 MB result to the next task": 5,
+    "8 x 100 MB results to one task": 3,
+    "1 MB argument": 25,
+    "10 kB argument": 25,
+    "1,000 tasks without data": 3,
+}
+
+
+# -- the apps; they import what they need, since workers get them by value
+
+
+def first(x: Any) -> float:
+    return float(x[0])
+
+
+def produce(n: int) -> Any:
+    import numpy as np
+
+    return np.ones(n)
+
+
+def first_of_all(inputs: Any = ()) -> float:
+    return float(sum(x[0] for x in inputs))
+
+
+def nothing(i: int) -> int:
+    return i
+
+
+def produce_proxy(config: Any, n: int) -> Any:
+    import numpy as np
+
+    from proxystore.store import get_or_create_store
+
+    # In a tuple: a proxy by itself is not a result that Parsl can handle.
+    return (get_or_create_store(config).proxy(np.ones(n), populate_target=False),)
+
+
+def first_of_tuple(x: Any) -> float:
+    return float(x[0][0])
+
+
+def first_of_all_tuples(inputs: Any = ()) -> float:
+    return float(sum(x[0][0] for x in inputs))
+
+
+# -- three ways to run them; each gives a function for each row
+
+
+def plain() -> dict[str, Callable[[], Any]]:
+    """Return what Parsl does by itself, as it is and as the others are measured."""
+    import parsl
+
+    return rows(parsl.python_app)
+
+
+def ours() -> dict[str, Callable[[], Any]]:
+    """Return what this distribution's decorator does, on the default store."""
+    from proxystore_parsl import default_apps, python_app
+
+    return rows(python_app, default_apps().put)
+
+
+def rows(
+    app: Callable[..., Any], put: Callable[[Any], Any] | None = None
+) -> dict[str, Callable[[], Any]]:
+    """Return the measurements for a decorator that takes the place of Parsl's."""
+    import numpy as np
+
+    large = np.random.default_rng(0).random(SIZE // 8)
+    middle, little = large[:125_000].copy(), large[:1_250].copy()
+    take, make, reduce, idle = app(first), app(produce), app(first_of_all), app(nothing)
+
+    def fan(x: Any) -> None:
+        for future in [take(x) for _ in range(TASKS)]:
+            future.result()
+
+    return {
+        "one 100 MB argument": lambda: take(large).result(),
+        "one 100 MB array to 8 tasks": lambda: fan(large),
+        **({"the same, stored before": lambda: fan(put(large))} if put else {}),
+        "100 MB result, first element": lambda: make(SIZE // 8).result()[0],
+        "100 MB result to the next task": lambda: take(make(SIZE // 8)).result(),
+        "8 x 100 MB results to one task": lambda: reduce(
+            inputs=[make(SIZE // 8) for _ in range(TASKS)]
+        ).result(),
+        "1 MB argument": lambda: take(middle).result(),
+        "10 kB argument": lambda: take(little).result(),
+        "1,000 tasks without data": lambda: [
+            future.result() for future in [idle(i) for i in range(SMALL_TASKS)]
+        ],
+    }
+
+
+def peer() -> dict[str, Callable[[], Any]]:
+    """Return what its users write with the other distribution: proxies, by hand."""
+    import numpy as np
+    import parsl
+
+    from proxystore.connectors.file import FileConnector
+    from proxystore.store import Store
+
+    store = Store("bench", FileConnector(os.environ["BENCH_DIR"]), register=True, cache_size=0)
+    config = store.config()
+    large = np.random.default_rng(0).random(SIZE // 8)
+    middle, little = large[:125_000].copy(), large[:1_250].copy()
+    app = parsl.python_app
+    take, make, idle = app(first), app(produce_proxy), app(nothing)
+    take_tuple, reduce = app(first_of_tuple), app(first_of_all_tuples)
+    key = __import__("proxystore.store.utils", fromlist=["get_key"]).get_key
+
+    def proxy(x: Any) -> Any:
+        # With the target's class and hash at hand: else Parsl has it fetched at the call.
+        found = store.proxy(x, populate_target=True)
+        del found.__proxy_target__
+        return found
+
+    def fan(tasks: int, x: Any) -> None:
+        sent = proxy(x)
+        for future in [take(sent) for _ in range(tasks)]:
+            future.result()
+        store.evict(key(sent))
+
+    def result() -> float:
+        (found,) = make(config, SIZE // 8).result()
+        value = float(found[0])
+        store.evict(key(found))
+        return value
+
+    def chain() -> None:
+        made = make(config, SIZE // 8)
+        take_tuple(made).result()
+        store.evict(key(made.result()[0]))
+
+    def collect() -> None:
+        made = [make(config, SIZE // 8) for _ in range(TASKS)]
+        reduce(inputs=list(made)).result()
+        for future in made:
+            store.evict(key(future.result()[0]))
+
+    return {
+        "one 100 MB argument": lambda: fan(1, large),
+        "the same, stored before": lambda: fan(TASKS, large),
+        "100 MB result, first element": result,
+        "100 MB result to the next task": chain,
+        "8 x 100 MB results to one task": collect,
+        "1 MB argument": lambda: fan(1, middle),
+        "10 kB argument": lambda: take(little).result(),
+        "1,000 tasks without data": lambda: [
+            future.result() for future in [idle(i) for i in range(SMALL_TASKS)]
+        ],
+    }
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory of this process since `measure` began, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+def measure(way: str) -> dict[str, float]:
+    """Return the median time of each row in seconds, and the peak memory in MB."""
+    import parsl
+    from parsl.config import Config
+    from parsl.executors import HighThroughputExecutor
+    from parsl.providers import LocalProvider
+
+    executor = HighThroughputExecutor(
+        address="127.0.0.1",
+        encrypted=False,
+        max_workers_per_node=2,
+        cores_per_worker=1e-6,
+        provider=LocalProvider(init_blocks=1, max_blocks=1),
+    )
+    found: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as run_dir,
+        parsl.load(
+            Config(
+                executors=[executor],
+                run_dir=run_dir,
+                strategy="none",
+                initialize_logging=False,
+            )
+        ),
+    ):
+        todo = {"plain": plain, "peer": peer, "ours": ours}[way]()
+        for _ in range(20):  # both workers have imported everything
+            todo["1 MB argument"]()
+            todo["10 kB argument"]()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+        before = peak_mb()
+        for row, function in todo.items():
+            # The first use of memory that the kernel has just handed out is slow.
+            if way != "plain" and "MB" in row:
+                function()
+            repeats = ROWS[row] if way != "plain" or "100" not in row else 1
+            times = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                function()
+                times.append(time.perf_counter() - start)
+            found[row] = statistics.median(times)
+        found["peak memory of the submit process, MB more"] = peak_mb() - before
+    return found
+
+
+def run(python: str, way: str) -> dict[str, float]:
+    """Measure in a process of its own."""
+    directory = tempfile.mkdtemp(prefix="proxystore-bench-", dir=MEMORY)
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+    try:
+        child = subprocess.run(
+            [python, "-W", "ignore", __file__, way],
+            env={**os.environ, "PATH": path, "BENCH_DIR": directory},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    ways = {"plain": run(sys.executable, "plain")}
+    other = os.environ.get("PROXYSTORE_PEER_PYTHON")
+    if other:
+        ways["peer"] = run(other, "peer")
+    ways["ours"] = run(sys.executable, "ours")
+
+    # Who has no way to store an array before has stored it at the call, and the reverse.
+    fan, stored = "one 100 MB array to 8 tasks", "the same, stored before"
+    ways["plain"][stored] = ways["plain"][fan]
+    print(f"{'seconds':46}" + "".join(f"{way:>10}" for way in ways) + "   plain/ours  peer/ours")
+    for row in [*ROWS, "peak memory of the submit process, MB more"]:
+        values = {way: found.get(row) for way, found in ways.items()}
+        line = f"{row:46}"
+        line += "".join(f"{'-' if v is None else format(v, '10.4g'):>10}" for v in values.values())
+        for way in ("plain", "peer"):
+            value, mine = values.get(way), values["ours"]
+            line += f"{'-' if not value or not mine else f'{value / mine:.1f} x':>12}"
+        print(line)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        main()
