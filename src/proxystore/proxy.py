@@ -266,6 +266,8 @@ _NUMBERS = frozenset({bool, complex, float, int})
 
 def _departing(default_hash: DefaultHashType, default_class: DefaultClassType) -> DefaultHashType:
     """Mark a hash that may mean nothing in another process."""
+    if isinstance(default_hash, TypeError) and _same_error(default_hash, default_class):
+        return None  # the class says it all: _arriving() makes the error again
     # 0: what "" and b"" hash to, whatever the salt.
     if type(default_hash) is not int or default_hash == 0 or default_class in _NUMBERS:
         return default_hash
@@ -273,11 +275,29 @@ def _departing(default_hash: DefaultHashType, default_class: DefaultClassType) -
     return _local_hash(default_hash, _process if by_identity else _salt)
 
 
-def _arriving(default_hash: DefaultHashType) -> DefaultHashType:
+def _arriving(default_hash: DefaultHashType, default_class: DefaultClassType) -> DefaultHashType:
     """Unmark a hash that has come home. A foreign one stays marked: it may yet travel back."""
+    if default_hash is None and getattr(default_class, "__hash__", hash) is None:
+        return _unhashable(default_class)
     if isinstance(default_hash, _LocalHash) and default_hash.origin in (_salt, _process):
         return int(default_hash)
     return default_hash
+
+
+# A pickled exception is 60 bytes, and 200 where tblib is switched on, as by Dask and Parsl.
+def _unhashable(kind: Any) -> TypeError:
+    """Return what `hash` raises for an instance of a class that has no hash."""
+    # Classes written in C are shown with their module, all others without.
+    in_c = not kind.__flags__ & _HEAP_TYPE and kind.__module__ != "builtins"
+    name = f"{kind.__module__}.{kind.__qualname__}" if in_c else kind.__name__
+    return TypeError(f"unhashable type: {name!r}")
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+
+
+def _same_error(error: TypeError, kind: DefaultClassType) -> bool:
+    return getattr(kind, "__hash__", hash) is None and str(error) == str(_unhashable(kind))
 
 
 # -- Attributes that the class and its instances both have ----------------------------------
@@ -643,7 +663,7 @@ def _proxy_trampoline(
     proxy = Proxy.__new__(kind)
     proxy.__proxy_factory__ = factory
     proxy.__proxy_default_class__ = default_class
-    proxy.__proxy_default_hash__ = _arriving(default_hash)
+    proxy.__proxy_default_hash__ = _arriving(default_hash, default_class)
     return proxy
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import cloudpickle
@@ -10,7 +12,11 @@ import dill
 import pydantic
 import pytest
 
-from proxystore.connectors.exceptions import StorageFullError, StoreDirectoryError
+from proxystore.connectors.exceptions import (
+    StorageFullError,
+    StoreDirectoryError,
+    StoreDirectoryGoneError,
+)
 from proxystore.connectors.file import FileConnector, FileKey
 from proxystore.connectors.local import LocalConnector
 from proxystore.store import Store
@@ -184,6 +190,7 @@ ALL_ERRORS = [
     UnknownConnectorError("kind", ("file", "local")),
     ConnectorOptionsError("kind", ("a",), "no"),
     StoreDirectoryError("/dir", "no"),
+    StoreDirectoryGoneError("/dir", "gone"),
     StorageFullError("/dir", 2, 1),
     ProxyResolveMissingKeyError(FileKey("k"), Store, "n"),
     ThresholdError("threshold", "x"),
@@ -196,7 +203,23 @@ ALL_ERRORS = [
 def test_errors_travel_between_processes(error, library):
     again = library.loads(library.dumps(error))
     assert (type(again), str(again)) == (type(error), str(error))
-    assert again.__dict__ == error.__dict__
+    assert {name: again.__dict__[name] for name in error.__dict__} == error.__dict__
+
+
+def test_errors_travel_where_tblib_is_switched_on():
+    # As importing distributed or parsl does, for good: hence a process of its own.
+    script = (
+        "import pickle, sys, tblib.pickling_support\n"
+        "errors = pickle.load(sys.stdin.buffer)\n"
+        "tblib.pickling_support.install()\n"
+        "for error in errors:\n"
+        "    again = pickle.loads(pickle.dumps(error))\n"
+        "    assert (type(again), str(again)) == (type(error), str(error)), error\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(ALL_ERRORS), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_missing_keys_carry_the_facts():

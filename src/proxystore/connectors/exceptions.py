@@ -29,6 +29,16 @@ class StoreDirectoryError(ConnectorError, OSError):
         )
 
 
+class StoreDirectoryGoneError(StoreDirectoryError, FileNotFoundError):
+    """The directory of a store was removed, as closing the store does."""
+
+    def __str__(self) -> str:
+        return (
+            f"cannot keep objects in {self.path!r}: {self.reason}; make the store again, or "
+            f"close it only when nothing uses it any more"
+        )
+
+
 class StorageFullError(ConnectorError, OSError):
     """There is no room for an object; nothing of it was left behind.
 

@@ -21,7 +21,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from proxystore.connectors._base import OBJECT_NAME, ConnectorMixin, checked_name, new_name
-from proxystore.connectors.exceptions import StorageFullError, StoreDirectoryError, free_bytes
+from proxystore.connectors.exceptions import (
+    StorageFullError,
+    StoreDirectoryError,
+    StoreDirectoryGoneError,
+    free_bytes,
+)
 from proxystore.serialize import BytesLike
 
 # Below, one read is quicker than setting up and tearing down a mapping (measured:
@@ -144,6 +149,7 @@ class FileConnector(ConnectorMixin[FileKey]):
 
         Raises:
             StorageFullError: No room; nothing is left behind.
+            StoreDirectoryGoneError: The directory was removed; a `FileNotFoundError`.
         """
         return self.put_buffers((obj,))
 
@@ -202,7 +208,12 @@ class FileConnector(ConnectorMixin[FileKey]):
     def _write(self, name: str, aside: str, parts: Sequence[BytesLike]) -> None:
         target = self._path(FileKey(name))
         path = f"{self.store_dir}/{aside}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as error:
+            raise StoreDirectoryGoneError(
+                self.store_dir, "the directory is gone (was the store closed?)"
+            ) from error
         try:
             try:
                 _write_all(fd, parts)

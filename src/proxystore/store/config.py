@@ -108,7 +108,7 @@ class StoreConfig(BaseModel):
 
         Raises:
             StoreConfigReadError: The file cannot be read; an `OSError`.
-            StoreConfigError: It is not TOML; a `ValueError`.
+            StoreConfigError: It is not TOML.
             pydantic.ValidationError: It is, and does not describe a store.
         """
         from proxystore.utils import config  # TOML libraries, only for who uses TOML
@@ -120,7 +120,9 @@ class StoreConfig(BaseModel):
             raise StoreConfigReadError(
                 os.fspath(filepath), f"it cannot be read: {error.strerror}"
             ) from error
-        except ValidationError:
+        except ValidationError as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"in {os.fspath(filepath)}")
             raise
         except ValueError as error:  # of TOML or of UTF-8
             raise StoreConfigError(os.fspath(filepath), f"it is not TOML: {error}") from error

@@ -20,7 +20,9 @@ class StoreExistsError(StoreError):
     """A store of that name is registered already."""
 
 
-class StoreConfigError(StoreError, ValueError):
+# With one built-in base at the most: tblib, which Dask and Parsl switch on, rebuilds an
+# exception by the `__new__` of its first built-in base, and that has to be the right one.
+class StoreConfigError(StoreError):
     """A store's configuration cannot be used.
 
     Attributes:
