@@ -13,9 +13,14 @@ from pathlib import Path
 import pytest
 
 from proxystore.connectors.exceptions import StoreDirectoryError
+from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
 from proxystore.store import Store, StoreConfig, get_store, unregister_store
-from proxystore.store.exceptions import StoreConfigError
+from proxystore.store.exceptions import (
+    ConnectorOptionsError,
+    StoreConfigError,
+    UnknownConnectorError,
+)
 from proxystore.workflow import embedded, open_store
 
 PRELUDE = """
@@ -48,6 +53,11 @@ def run(tmp_path):
 
 def files(tmp_path):
     return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_nothing_is_left_at_exit_not_even_a_directory(run, tmp_path):
+    run("embedded_store().put('x')")
+    assert os.listdir(tmp_path / "memory") == []
 
 
 HUGE = str(1 << 62)
@@ -194,6 +204,20 @@ def test_a_configuration_and_a_file_make_a_store(tmp_path):
 
 def test_no_store_is_the_embedded_one():
     assert open_store(None) is embedded.embedded_store()
+
+
+@pytest.mark.parametrize(
+    ("connector", "error"),
+    [
+        ({"kind": "no.such.Thing"}, UnknownConnectorError),
+        ({"kind": "file", "options": {"dir": "x"}}, ConnectorOptionsError),
+    ],
+)
+def test_a_wrong_configuration_is_refused_also_under_a_known_name(tmp_path, connector, error):
+    store = open_store(Store("known", FileConnector(tmp_path / "objects")))
+    with pytest.raises(error):
+        open_store(StoreConfig(name="known", connector=connector))
+    unregister_store(store)
 
 
 @pytest.mark.parametrize("spec", [3, object(), LocalConnector()])

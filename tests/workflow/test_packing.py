@@ -24,6 +24,7 @@ from proxystore.workflow import (
     ProxyRef,
     Ref,
     UnpicklableArgumentError,
+    embedded,
     measure,
     size_at_least,
     unpack,
@@ -261,6 +262,35 @@ def test_a_put_that_fails_leaves_nothing_of_the_call(store):
             packer(ledger).pack((LARGE, LARGE + 1), {})
         ledger.flush()
     assert not full.connector._store
+
+
+def test_a_full_embedded_store_leaves_the_rest_in_the_call(store, monkeypatch, caplog):
+    full = Store("full-embedded", Full())
+    monkeypatch.setitem(embedded._stores, "this test's", full)
+    ledger = Ledger(full)
+    with store_registration(full):
+        packed = packer(ledger).pack((LARGE, LARGE + 1), {})
+        assert type(packed.args[0]) is Ref
+        assert packed.args[1] is not packed.args[0]
+        assert (packed.args[1] == LARGE + 1).all()
+        assert "travels by value" in caplog.text
+        ledger.close()
+
+
+def test_a_full_store_is_tried_again_when_something_is_on_its_way_out(store):
+    full = Store("full-late", Full())
+    evicting = threading.Event()
+
+    def evict_late(ref):
+        threading.Timer(0.1, lambda: (ref.evict(), evicting.set())).start()
+
+    ledger = Ledger(full, on_unneeded=evict_late)
+    with store_registration(full):
+        packer(ledger).pack((LARGE,), {}).release()
+        packed = packer(ledger).pack((LARGE + 1,), {})
+        assert evicting.is_set()
+        assert (packed.args[0].resolve() == LARGE + 1).all()
+        packed.args[0].evict()
 
 
 def test_containers_that_hold_themselves_are_survived(ledger):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from proxystore.workflow import ThresholdError, parse_size
@@ -10,7 +11,7 @@ from proxystore.workflow import ThresholdError, parse_size
 @pytest.mark.parametrize(
     ("value", "size"),
     [
-        *((0, 0), (4096, 4096), ("4096", 4096), ("0", 0)),
+        *((0, 0), (4096, 4096), (np.int64(4096), 4096), ("4096", 4096), ("0", 0)),
         *(("1 MiB", 1 << 20), ("128KiB", 1 << 17), ("1.5 kB", 1500)),
     ],
 )

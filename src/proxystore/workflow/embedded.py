@@ -75,13 +75,21 @@ def embedded_store(*, shared: bool = False) -> Store[Any]:
         return store
 
 
+def is_embedded(store: Store[Any]) -> bool:
+    """Say whether a store is one that `embedded_store` has made in this process."""
+    return any(store is own for own in _stores.values())
+
+
 def _make(shared: bool) -> Store[Any]:
     base, why = _choose_base(shared)
-    _open_base(base)
-    removed = sum(_remove(record) for record in _records_of_the_dead(base))
-    _remove_empty(base)
     name = secrets.token_hex(4)
-    record = _write_record(base, name)
+    record = None
+    while record is None:
+        _open_base(base)
+        with contextlib.suppress(FileNotFoundError):  # its last user has just removed it
+            record = _write_record(base, name)
+    removed = sum(_remove(dead) for dead in _records_of_the_dead(base))
+    _remove_empty(base)
     store: Store[Any] = Store(
         f"embedded-{name}",
         FileConnector(base / name),
@@ -185,6 +193,8 @@ def _close(store: Store[Any], record: _Record, pid: int) -> None:
     store.close(clear=True)
     record.path.unlink(missing_ok=True)
     os.close(record.fd)
+    with contextlib.suppress(OSError):  # others are in it
+        record.path.parent.rmdir()
 
 
 # -- naming a store
@@ -217,6 +227,9 @@ def open_store(
     if isinstance(spec, (str, os.PathLike)):
         spec = StoreConfig.from_toml(spec)
     if isinstance(spec, StoreConfig):
+        known = get_store(spec.name)
+        if known is not None and not known.is_at(spec.connector):
+            spec.connector.get_connector()  # a wrong one must not pass for the one we know
         return get_or_create_store(spec)
     raise TypeError(
         f"a store must be a Store, a StoreConfig, the path of a TOML file, or None for the "

@@ -21,16 +21,21 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
+from proxystore.connectors.exceptions import StorageFullError
 from proxystore.serialize import frames
 from proxystore.store import Store
 from proxystore.workflow.refs import Ref, RefId, digest_of, ref_to
 
 logger = logging.getLogger(__name__)
+
+# How long to wait for room in a store that is full, in seconds, before each further try.
+_WAITS_FOR_ROOM = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)
@@ -165,8 +170,21 @@ class Ledger:
                 arrived = self._arriving.pop(digest)
             arrived.set_result(None)
 
+    def _put(self, data: Any, type_name: str) -> Ref:
+        for wait in _WAITS_FOR_ROOM:
+            try:
+                return ref_to(self.store, data, type_name)
+            except StorageFullError:  # noqa: PERF203 - four times at most
+                # What was released a moment ago may be on its way out, through the reaper
+                # or, where another process evicts, through that.
+                self.flush()
+                if not self._stats.unneeded:
+                    raise
+                time.sleep(wait)
+        return ref_to(self.store, data, type_name)
+
     def _store(self, data: Any, digest: str, type_name: str) -> Hold:
-        ref = ref_to(self.store, data, type_name)
+        ref = self._put(data, type_name)
         try:
             if self._on_stored is not None:
                 self._on_stored(ref)

@@ -6,17 +6,22 @@ what is large, serialize all of it, then store it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxystore.connectors.exceptions import StorageFullError
 from proxystore.proxy import Proxy
 from proxystore.serialize import SerializationError, frames
 from proxystore.store.factory import store_factory
 from proxystore.utils.imports import get_object_path
+from proxystore.workflow.embedded import is_embedded
 from proxystore.workflow.leases import Hold, Ledger
 from proxystore.workflow.policy import are_small, is_small, measure
 from proxystore.workflow.refs import ProxyRef, Ref
+
+logger = logging.getLogger(__name__)
 
 # Deeper containers are not looked into: below Python's own limit of recursion, and
 # nobody writes arguments like that by hand.
@@ -174,7 +179,8 @@ class Packer:
         Raises:
             UnpicklableArgumentError: An object can neither be pickled nor carried; a
                 `TypeError`. Nothing has been stored.
-            ConnectorError: Storing failed; what this call had stored is released.
+            ConnectorError: Storing failed; what this call had stored is released. (What
+                does not fit into the embedded store stays in the call, with a warning.)
         """
         walk = _Walk(self.threshold, self._is_native, self._carries)
         planned = [walk.plan(arg, i).node for i, arg in enumerate(args, start=1)]
@@ -186,7 +192,8 @@ class Packer:
         holds: list[Hold] = []
         try:
             for leaf in walk.leaves:
-                leaf.replacement = wrap(self._ref(leaf, holds))
+                ref = self._ref(leaf, holds)
+                leaf.replacement = leaf.obj if ref is None else wrap(ref)
         except BaseException:
             for hold in holds:
                 hold.release()
@@ -205,10 +212,19 @@ class Packer:
         except SerializationError as error:
             raise _unpicklable(leaf.obj, leaf.position, error.__cause__ or error) from error
 
-    def _ref(self, leaf: _Leaf, holds: list[Hold]) -> Ref:
+    def _ref(self, leaf: _Leaf, holds: list[Hold]) -> Ref | None:
+        """Store a leaf; None if it has to stay in the call."""
         if isinstance(leaf.obj, Ref):
             return leaf.obj
-        hold = self.ledger.hold_dumped(leaf.data, frames.type_name(leaf.obj))
+        try:
+            hold = self.ledger.hold_dumped(leaf.data, frames.type_name(leaf.obj))
+        except StorageFullError as error:
+            if not is_embedded(self.ledger.store):
+                raise
+            # Who has named no store has no say in how large it is, and is not to lose a
+            # program that works without one.
+            logger.warning("an argument travels by value: %s", error)
+            return None
         leaf.data = None
         holds.append(hold)
         return hold.ref

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import pickle
 import types
 from collections.abc import Callable, Iterable
@@ -57,9 +58,13 @@ def parse_size(value: int | str, *, name: str = "threshold") -> int:
             value = readable_to_bytes(value)
         except (ValueError, OverflowError) as error:
             raise ThresholdError(name, value) from error
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    try:
+        size = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError as error:
+        raise ThresholdError(name, value) from error
+    if size < 0:
         raise ThresholdError(name, value)
-    return value
+    return size
 
 
 def is_small(obj: Any) -> bool:
