@@ -189,7 +189,8 @@ def main() -> None:
         ratios = [ours / plain for plain, ours in zip(rounds["plain"], rounds["ours"], strict=True)]
         times = {way: statistics.median(seconds) for way, seconds in rounds.items()}
         print(
-            f"\n{SMALL_TASKS:,} small tasks: plain {times['plain']:.2f} s, ours {times['ours']:.2f} s, "
+            f"\n{SMALL_TASKS:,} small tasks: "
+            f"plain {times['plain']:.2f} s, ours {times['ours']:.2f} s, "
             f"ours / plain {times['ours'] / times['plain']:.3f} "
             f"(by turns: {min(ratios):.3f} to {max(ratios):.3f})"
         )

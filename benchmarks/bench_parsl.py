@@ -74,6 +74,12 @@ def first_of_all_tuples(inputs: Any = ()) -> float:
     return float(sum(x[0][0] for x in inputs))
 
 
+def changed(x: Any) -> Any:
+    """Return an array after changing it: nobody has stored, or hashed, that content before."""
+    x[0] += 1
+    return x
+
+
 # -- three ways to run them; each gives a function for each row
 
 
@@ -106,16 +112,16 @@ def rows(
             future.result()
 
     return {
-        "one 100 MB argument": lambda: take(large).result(),
-        "one 100 MB array to 8 tasks": lambda: fan(large),
-        **({"the same, stored before": lambda: fan(put(large))} if put else {}),
+        "one 100 MB argument": lambda: take(changed(large)).result(),
+        "one 100 MB array to 8 tasks": lambda: fan(changed(large)),
+        **({"the same, stored before": lambda: fan(put(changed(large)))} if put else {}),
         "100 MB result, first element": lambda: make(SIZE // 8).result()[0],
         "100 MB result to the next task": lambda: take(make(SIZE // 8)).result(),
         "8 x 100 MB results to one task": lambda: reduce(
             inputs=[make(SIZE // 8) for _ in range(TASKS)]
         ).result(),
-        "1 MB argument": lambda: take(middle).result(),
-        "10 kB argument": lambda: take(little).result(),
+        "1 MB argument": lambda: take(changed(middle)).result(),
+        "10 kB argument": lambda: take(changed(little)).result(),
         "1,000 tasks without data": lambda: [
             future.result() for future in [idle(i) for i in range(SMALL_TASKS)]
         ],
@@ -129,6 +135,7 @@ def peer() -> dict[str, Callable[[], Any]]:
 
     from proxystore.connectors.file import FileConnector
     from proxystore.store import Store
+    from proxystore.store.utils import get_key
 
     store = Store("bench", FileConnector(os.environ["BENCH_DIR"]), register=True, cache_size=0)
     config = store.config()
@@ -137,7 +144,6 @@ def peer() -> dict[str, Callable[[], Any]]:
     app = parsl.python_app
     take, make, idle = app(first), app(produce_proxy), app(nothing)
     take_tuple, reduce = app(first_of_tuple), app(first_of_all_tuples)
-    key = __import__("proxystore.store.utils", fromlist=["get_key"]).get_key
 
     def proxy(x: Any) -> Any:
         # With the target's class and hash at hand: else Parsl has it fetched at the call.
@@ -149,33 +155,33 @@ def peer() -> dict[str, Callable[[], Any]]:
         sent = proxy(x)
         for future in [take(sent) for _ in range(tasks)]:
             future.result()
-        store.evict(key(sent))
+        store.evict(get_key(sent))
 
     def result() -> float:
         (found,) = make(config, SIZE // 8).result()
         value = float(found[0])
-        store.evict(key(found))
+        store.evict(get_key(found))
         return value
 
     def chain() -> None:
         made = make(config, SIZE // 8)
         take_tuple(made).result()
-        store.evict(key(made.result()[0]))
+        store.evict(get_key(made.result()[0]))
 
     def collect() -> None:
         made = [make(config, SIZE // 8) for _ in range(TASKS)]
         reduce(inputs=list(made)).result()
         for future in made:
-            store.evict(key(future.result()[0]))
+            store.evict(get_key(future.result()[0]))
 
     return {
-        "one 100 MB argument": lambda: fan(1, large),
-        "the same, stored before": lambda: fan(TASKS, large),
+        "one 100 MB argument": lambda: fan(1, changed(large)),
+        "the same, stored before": lambda: fan(TASKS, changed(large)),
         "100 MB result, first element": result,
         "100 MB result to the next task": chain,
         "8 x 100 MB results to one task": collect,
-        "1 MB argument": lambda: fan(1, middle),
-        "10 kB argument": lambda: take(little).result(),
+        "1 MB argument": lambda: fan(1, changed(middle)),
+        "10 kB argument": lambda: take(changed(little)).result(),
         "1,000 tasks without data": lambda: [
             future.result() for future in [idle(i) for i in range(SMALL_TASKS)]
         ],
@@ -183,7 +189,7 @@ def peer() -> dict[str, Callable[[], Any]]:
 
 
 def peak_mb() -> float:
-    """Return the largest resident memory of this process since `measure` began, in MB."""
+    """Return the largest resident memory of this process since it was last reset, in MB."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
@@ -221,10 +227,10 @@ def measure(way: str) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
         before = peak_mb()
         for row, function in todo.items():
-            # The first use of memory that the kernel has just handed out is slow.
-            if way != "plain" and "MB" in row:
-                function()
-            repeats = ROWS[row] if way != "plain" or "100" not in row else 1
+            large = "100 MB" in row
+            if way != "plain" and large:
+                function()  # the first use of memory that the kernel has just handed out is slow
+            repeats = 1 if way == "plain" and large else ROWS[row]
             times = []
             for _ in range(repeats):
                 start = time.perf_counter()

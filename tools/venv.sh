@@ -16,6 +16,14 @@ fits() {  # its interpreter works, is the one asked for, and the checkout has no
     [ "$(cat "$venv/.made" 2>/dev/null || pwd)" = "$(pwd)" ]
 }
 
+case $(pwd) in
+*' '*)
+    echo "The path of this checkout has a space in it: $(pwd)" >&2
+    echo "Programs that pip installs, Parsl's among them, cannot start from there: move it." >&2
+    exit 1
+    ;;
+esac
+
 if fits; then
     [ ! -e "$venv/.made" ] || exit 0
     "$venv/bin/python" -m ensurepip >/dev/null 2>&1 || true  # uv makes environments without pip

@@ -64,7 +64,7 @@ class HookedClient(DaskClient):
         self._ps_disconnected()
         await super()._reconnect()
         if self.status == "running":
-            await self._ps_connected()
+            await self._ps_reconnected()
 
     def _handle_restart(self) -> None:
         super()._handle_restart()
@@ -85,6 +85,9 @@ class HookedClient(DaskClient):
             self._ps_closed()
 
     async def _ps_connected(self) -> None:
+        raise NotImplementedError
+
+    async def _ps_reconnected(self) -> None:
         raise NotImplementedError
 
     def _ps_disconnected(self) -> None:

@@ -282,6 +282,13 @@ class Client(_dask.HookedClient):
             logger.info("the scheduler does not talk about stores: %s", error)
             return {}
 
+    async def _ps_reconnected(self) -> None:
+        try:
+            await self._ps_connected()
+        except Exception:
+            # Nobody waits for this; and the client itself is as good as plain Dask's.
+            logger.exception("large arguments travel as in plain Dask from now on")
+
     def _ps_disconnected(self) -> None:
         if self._ps is not None:
             self._ps.leases.pause()

@@ -10,13 +10,17 @@ The user's function gets the object itself, private to that task.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+from dask.context import thread_state
+from dask.utils import format_bytes
 from distributed.protocol import pickle
 
-from proxystore.utils.data import bytes_to_readable
-from proxystore.workflow import ProxyRef, Ref
+from proxystore.workflow import ProxyRef, Ref, RefId
 from proxystore_dask._dask import GraphNode, Task, TaskRef, parse_input
 
 _LOOKED_INTO = frozenset({dict, list, set, tuple})
@@ -31,12 +35,12 @@ class Load:
         self.ref = ref
 
     def __call__(self) -> Any:
-        """The object; a proxy if the user passed a proxy.
+        """The object, the same one wherever it stands in a task; a user's proxy is a proxy.
 
         Raises:
             ProxyResolveMissingKeyError: the object is gone.
         """
-        return self.ref.resolve()
+        return _loaded.get(self.ref)
 
     def __reduce__(self) -> tuple[type[Load], tuple[Ref]]:
         return Load, (self.ref,)
@@ -48,7 +52,37 @@ class Load:
 
     def __repr__(self) -> str:
         # What Dask prints for the argument: in a task's repr, in the log of one that failed.
-        return f"<stored {self.ref.type_name}, {bytes_to_readable(self.ref.nbytes)}>"
+        return f"<stored {self.ref.type_name}, {format_bytes(self.ref.nbytes)}>"
+
+
+class _Loaded(threading.local):
+    """What the task of this thread has loaded so far.
+
+    Two arguments that are one array to the caller are one array to the function, as in plain
+    Dask: what it writes into one it sees in the other. Weakly, so that nothing outlives its task;
+    what takes no weak reference (a list, text) is loaded for each place.
+    """
+
+    def __init__(self) -> None:
+        self._run: tuple[Any, Any] = (None, None)
+        self._objects: dict[RefId, weakref.ref[Any]] = {}
+
+    def get(self, ref: Ref) -> Any:
+        run = (getattr(thread_state, "key", None), getattr(thread_state, "start_time", None))
+        if run != self._run:
+            self._run = run
+            self._objects = {}
+        known = self._objects.get(ref.id)
+        obj = None if known is None else known()
+        if obj is None:
+            obj = ref.resolve()
+            if not isinstance(ref, ProxyRef) and run[0] is not None:
+                with contextlib.suppress(TypeError):
+                    self._objects[ref.id] = weakref.ref(obj)
+        return obj
+
+
+_loaded = _Loaded()
 
 
 def load_node(ref: Ref) -> Task:

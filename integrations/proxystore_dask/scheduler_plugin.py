@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from proxystore.store import Store, get_or_create_store
 from proxystore.workflow import Ref
 from proxystore_dask.graph import counted_refs
 
@@ -62,6 +63,10 @@ class StoreLifetimes(SchedulerPlugin):
         self._mentions: dict[Key, tuple[Hashable, ...]] = {}
         self._leases: dict[Hashable, str] = {}
         self._offers: dict[str, bytes | None] = {}
+        # By configuration. A store is looked up when a client first speaks of it: it may be that
+        # client's own, in this process, and the user may close it before the last eviction. To
+        # look it up then would make it anew, directory and all.
+        self._stores: dict[str, Store[Any]] = {}
         self._doomed: list[Ref] = []
         self._evicting: asyncio.Task[None] | None = None
         self._evicted = 0
@@ -138,8 +143,9 @@ class StoreLifetimes(SchedulerPlugin):
                 from here?
             offered_by: The client's id, if tasks that submit tasks may use its store.
         """
-        reachable = probe is not None and await asyncio.get_running_loop().run_in_executor(
-            self._pool, _exists, probe
+        loop = asyncio.get_running_loop()
+        reachable = probe is not None and await loop.run_in_executor(
+            self._pool, self._can_see, probe
         )
         if reachable and offered_by is not None:
             self._offers[offered_by] = probe
@@ -202,29 +208,43 @@ class StoreLifetimes(SchedulerPlugin):
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), LINGER)
                 batch, self._doomed = self._doomed, []
-                failed = await loop.run_in_executor(self._pool, _evict_all, batch)
+                try:
+                    failed = await loop.run_in_executor(self._pool, self._evict_batch, batch)
+                except RuntimeError:
+                    # The interpreter is exiting, with a client that nobody has closed: threads
+                    # take no work any more.
+                    failed = self._evict_batch(batch)
                 self._failed += failed
                 self._evicted += len(batch) - failed
         finally:
             self._evicting = None
 
+    # ------------------------------------------------------- what runs in the plugin's thread
 
-def _exists(probe: bytes) -> bool:
-    try:
-        ref: Ref = pickle.loads(probe)
-        return ref.exists()
-    except Exception:  # a store's own errors can be anything; all of them mean "not from here"
-        logger.info("The scheduler cannot reach a client's store", exc_info=True)
-        return False
-
-
-def _evict_all(refs: Iterable[Ref]) -> int:
-    """Evict each object; the number that could not be."""
-    failed = 0
-    for ref in refs:
+    def _can_see(self, probe: bytes) -> bool:
         try:
-            ref.evict()
-        except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
-            failed += 1
-            logger.exception("Could not evict %r", ref)
-    return failed
+            ref: Ref = pickle.loads(probe)
+            return self._store_of(ref).exists(ref.factory.key)
+        except Exception:  # a store's own errors can be anything; all of them mean "not from here"
+            logger.info("The scheduler cannot reach a client's store", exc_info=True)
+            return False
+
+    def _evict_batch(self, refs: Iterable[Ref]) -> int:
+        """Evict each object; the number that could not be."""
+        failed = 0
+        for ref in refs:
+            try:
+                self._store_of(ref).evict(ref.factory.key)
+            except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
+                failed += 1
+                logger.exception("Could not evict %r", ref)
+        return failed
+
+    def _store_of(self, ref: Ref) -> Store[Any]:
+        place = repr(ref.factory.store_config)
+        store = self._stores.get(place)
+        if store is None:
+            self._stores[place] = store = get_or_create_store(
+                ref.factory.store_config, register=False
+            )
+        return store

@@ -45,6 +45,9 @@ from proxystore_parsl.proxies import counted_factory, counted_proxy, notice
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Of our own: a program that seeds the common one gets from it what it gets without us.
+_random = random.Random()
+
 # What runs join apps, and whatever else Parsl does in the submit process.
 _INTERNAL = "_parsl_internal"
 
@@ -460,7 +463,7 @@ class _App:
         labels = self.options.get("executors", [_INTERNAL])
         if isinstance(labels, str):
             labels = [label for label in dfk.executors if label != _INTERNAL]
-        return str(random.choice(labels))
+        return str(_random.choice(labels))
 
     def _parsl_app_for(self, label: str, depot: Depot | None) -> Callable[..., AppFuture]:
         app = self._parsl_apps.get((label, depot))
@@ -554,6 +557,8 @@ def _unwrapped_future(obj: Any, call: Call) -> Any:
     """Return Parsl's future of one of ours, whose result the call then needs."""
     if type(obj) is not StoreAppFuture:
         return obj
+    if obj.done() and not obj._inner.done():
+        return obj  # it was closed: Parsl would wait for ever
     call.need(obj._kept)
     return obj._inner
 
@@ -576,7 +581,7 @@ def _swapped(obj: Any, *, call: Call, packer: Packer | None) -> Any:
     if not isinstance(obj, AppFuture):
         return obj
     inner = _unwrapped_future(obj, call)
-    if packer is None or (type(obj) is StoreAppFuture and obj._sealed):
+    if packer is None or (type(obj) is StoreAppFuture and obj._remote):
         return inner
     return relay(inner, packer, call)
 

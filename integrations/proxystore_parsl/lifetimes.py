@@ -39,7 +39,7 @@ from parsl.dataflow.errors import DependencyError
 from parsl.dataflow.futures import AppFuture
 
 from proxystore.connectors.protocols import EnumerableConnector
-from proxystore.store import Store, get_store
+from proxystore.store import Store
 from proxystore.workflow import Hold, Ledger, Packer, Ref, RefId
 from proxystore_parsl.errors import ClosedError
 from proxystore_parsl.packing import Envelope, dill_takes, is_native, part_of
@@ -53,7 +53,7 @@ class Depot:
 
     def __init__(self, store: Store[Any]) -> None:
         self.store = store
-        self.ledger = Ledger(store)
+        self.ledger = Ledger(store, on_unneeded=self._evict)
 
     def packer(self, threshold: int) -> Packer:
         """Return what packs arguments into this store."""
@@ -68,7 +68,7 @@ class Depot:
                 leave all.
         """
         connector = self.store.connector
-        if not isinstance(connector, EnumerableConnector) or not self._is_open():
+        if not isinstance(connector, EnumerableConnector):
             return
         keys = list(connector.keys(prefix))
         needed = keep() if keys else None
@@ -80,13 +80,11 @@ class Depot:
     def discard(self, refs: Iterable[Ref]) -> None:
         """Evict objects that came too late for anybody to need."""
         for ref in refs:
-            if self._is_open():
-                ref.evict()
+            self._evict(ref)
 
-    def _is_open(self) -> bool:
-        # Asking for a store that was closed makes it again, and its directory, which
-        # nobody would remove.
-        return get_store(self.store.name) is self.store
+    def _evict(self, ref: Ref) -> None:
+        # Not through the reference: it would open a store again that was closed.
+        self.store.evict(ref.factory.key)
 
 
 class Kept:
@@ -217,7 +215,7 @@ class StoreAppFuture(AppFuture):
         self._kept = Kept()
         self._calls = calls
         self._joins = call.joins
-        self._sealed = call.depot is not None
+        self._remote = call.depot is not None  # then Parsl has it sealed
         self._results = results
         self._opening = threading.Lock()
         self._opened: tuple[Any] | None = None

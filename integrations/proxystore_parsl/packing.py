@@ -52,6 +52,8 @@ _TEXT = frozenset({str, bytes})
 _FEW = 64
 # Lists of more items than this are one object if all are numbers and text.
 _MANY = 1000
+# Deeper containers are not looked into, as by `Packer.pack`.
+_DEEPEST = 100
 
 
 # -- looking into containers
@@ -73,7 +75,9 @@ def replaced(value: Any, swap: Callable[[Any], Any], _inside: tuple[int, ...] = 
     if not (mapping or named or cls in (list, tuple, set, frozenset)):
         return swap(value)
     items = list(value.values()) if mapping else list(value)
-    if _NUMBERS.issuperset(map(type, items)) or id(value) in _inside:
+    if _NUMBERS.issuperset(map(type, items)):
+        return value
+    if id(value) in _inside or len(_inside) >= _DEEPEST:
         return value
     inside = (*_inside, id(value))
     new = [replaced(item, swap, inside) for item in items]
@@ -252,6 +256,8 @@ def _split(value: Any, threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
     A container without leaves that is large is one itself. `done` keeps what was found
     by identity, so that what is there twice stays one object; it also keeps that object.
     """
+    if is_plain(value, threshold):
+        return value  # of which there may be a million in a list
     if id(value) in done:
         return done[id(value)][1]
     new = _split_new(value, threshold, done)
@@ -261,8 +267,6 @@ def _split(value: Any, threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
 
 def _split_new(value: Any, threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
     cls = type(value)
-    if cls in _NUMBERS:
-        return value
     if issubclass(cls, Proxy):
         return _split_proxy(value, threshold, done)
     if cls in (list, tuple, dict) or (issubclass(cls, tuple) and hasattr(cls, "_fields")):

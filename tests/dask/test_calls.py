@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from dask.sizeof import sizeof
 from dask.tokenize import tokenize
-from dask_tasks import Unpicklable, total
-from distributed.protocol import dask_deserialize, dask_serialize
+from dask_tasks import OnlyForDask, Unpicklable, total
 
 from proxystore.proxy import is_resolved
 from proxystore.workflow import Ledger, Packer, ProxyRef, UnpicklableArgumentError, store_object
@@ -113,18 +112,7 @@ class TestIsNative:
 
 class TestCarries:
     def test_an_object_that_only_dask_can_serialize(self):
-        class OnlyDask(Unpicklable):
-            pass
-
-        @dask_serialize.register(OnlyDask)
-        def _(obj: Any) -> Any:
-            return {}, []
-
-        @dask_deserialize.register(OnlyDask)
-        def _(header: Any, frames: Any) -> Any:
-            return OnlyDask()
-
-        assert carries(OnlyDask())
+        assert carries(OnlyForDask(1))
         assert not carries(Unpicklable())
 
 

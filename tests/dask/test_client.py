@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections import OrderedDict, namedtuple
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from dask_tasks import (
     Counter,
+    OnlyForDask,
     Unpicklable,
     add_one,
     change_in_place,
@@ -24,6 +26,7 @@ from dask_tasks import (
     total,
     total_in_the_loop,
     total_of_nested,
+    value_of,
     wait_for,
 )
 from distributed import Client as DaskClient
@@ -142,6 +145,9 @@ class TestValues:
         assert back["future"] == 1
         assert np.array_equal(back["array"], array)
 
+    def test_an_object_that_only_dask_can_serialize(self, client, array):
+        assert client.submit(value_of, OnlyForDask(3), array).result() == 3 + array.sum()
+
     def test_threads_instead_of_processes(self, objects, array):
         with (
             LocalCluster(
@@ -252,8 +258,10 @@ class TestBadInput:
     @pytest.mark.parametrize("threshold", ["a lot", -1, 1.5, "1 parsec"])
     def test_a_threshold_that_is_no_size(self, threshold):
         # No address: Dask would start a cluster, if it came to that.
+        before = threading.enumerate()
         with pytest.raises(ThresholdError, match="ps_threshold"):
             Client(ps_threshold=threshold)
+        assert threading.enumerate() == before
 
     def test_a_store_that_is_none(self, tmp_path):
         with pytest.raises(TypeError, match="int"):
@@ -422,27 +430,6 @@ class TestAsynchronous:
             await client.close()
 
         asyncio.run(main())
-
-
-class TestSchedulersThatDoNotHelp:
-    def test_one_that_allows_no_plugins(self, objects, array, caplog):
-        """Objects stay until the client closes, and the client says so."""
-        with LocalCluster(
-            n_workers=1,
-            processes=False,
-            dashboard_address=":0",
-            scheduler_kwargs={"blocked_handlers": ["register_scheduler_plugin"]},
-        ) as cluster:
-            with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
-                assert "until this client closes" in caplog.text
-                assert "until the client closes" in repr(client)
-                future = client.submit(total, array)
-                assert future.result() == array.sum()
-                del future
-                client.ps_stats()
-                assert client.submit(total, array, 1).result() == array.sum() + 1
-                assert len(objects) >= 1
-            objects.wait_until_empty()
 
 
 def _clients(dask_scheduler: Any) -> list[str]:

@@ -28,9 +28,20 @@ from dask_tasks import (
 )
 from distributed import LocalCluster, fire_and_forget, wait
 
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store, get_store
 from proxystore_dask import Client
 
 pytestmark = pytest.mark.dask
+
+
+def needed(client: Client) -> int:
+    """How many objects the scheduler keeps, once it has heard all that the client has to say."""
+    gc.collect()
+    client._ps.leases.ledger.flush()
+    client.submit(identity, 1, pure=False).result()
+    stats: dict[str, int] = client.sync(client.scheduler.proxystore_stats)
+    return stats["objects"]
 
 
 class TestOnce:
@@ -75,8 +86,7 @@ class TestEnd:
     def test_a_future_that_is_held_keeps_the_object(self, client, array, objects):
         future = client.submit(total, array)
         wait(future)
-        client.submit(identity, 1).result()
-        assert len(objects) == 1
+        assert needed(client) == 1
         del future
         objects.wait_until_empty()
 
@@ -84,9 +94,8 @@ class TestEnd:
         """Its worker may die: then all of it is computed again."""
         dependent = client.submit(total, client.submit(add_one, array))
         wait(dependent)
-        gc.collect()
-        client.submit(identity, 1).result()
-        assert len(objects) == 1
+        assert needed(client) == 1
+        assert client.ps_stats().live == 0  # it is the task that needs it, not we
         del dependent
         objects.wait_until_empty()
 
@@ -109,7 +118,7 @@ class TestEnd:
         future = client.submit(fail, array)
         wait(future)
         assert future.status == "error"
-        assert len(objects) == 1  # it may be retried
+        assert needed(client) == 1  # it may be retried
         del future
         objects.wait_until_empty()
 
@@ -140,17 +149,13 @@ class TestEnd:
         futures = client.map(total, [1, 2, 3], [array] * 3)
         wait(futures)
         del futures[1:]
-        gc.collect()
-        client.submit(identity, 1).result()
-        assert len(objects) == 1
+        assert needed(client) == 1
         futures.clear()
         objects.wait_until_empty()
 
     def test_an_actor_needs_what_it_was_made_from(self, client, array, objects):
         counter = client.submit(Counter, array, actor=True).result()
-        gc.collect()
-        client.submit(identity, 1).result()
-        assert len(objects) == 1
+        assert needed(client) == 1
         assert counter.add(0).result() == array.sum()
         del counter
         objects.wait_until_empty()
@@ -187,7 +192,7 @@ class TestEnd:
     def test_published_data_outlives_its_client(self, client, array, objects, wait_until):
         with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
             other.publish_dataset(data=other.submit(total, array))
-        assert len(objects) == 1
+        assert needed(client) == 1
         assert client.get_dataset("data").result() == array.sum()
         client.unpublish_dataset("data")
         objects.wait_until_empty()
@@ -248,6 +253,20 @@ time.sleep(600)
             it.send_signal(signal.SIGKILL)
         objects.wait_until_empty()
 
+    def test_a_store_that_is_closed_with_its_client(self, cluster, array, tmp_path, wait_until):
+        """The scheduler, in this process, evicts a little later, and must not make it anew."""
+        with (
+            Store("with-its-client", FileConnector(tmp_path / "store"), register=True) as store,
+            Client(cluster, ps_store=store, ps_threshold="50 kB") as client,
+        ):
+            future = client.submit(total, array)
+            assert future.result() == array.sum()
+            evicted = client.sync(client.scheduler.proxystore_stats)["evicted"]
+        plugin = cluster.scheduler.plugins["proxystore"]
+        wait_until(lambda: plugin._evicted == evicted + 1)
+        assert get_store("with-its-client") is None
+        assert not (tmp_path / "store").exists()
+
     def test_shutdown(self, array, objects):
         with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
             client = Client(cluster, ps_store=objects.store, ps_threshold="50 kB")
@@ -285,6 +304,15 @@ class TestWorkersThatDie:
 
     def test_in_the_middle_of_the_task(self, client, array, tmp_path):
         assert client.submit(die_once, array, str(tmp_path / "died")).result() == array.sum()
+
+    def test_after_the_task_when_only_a_dependent_is_left(self, client, array, kill_worker):
+        """Both tasks run again, and nobody but the first one's run spec knows the object."""
+        dependent = client.submit(total, client.submit(add_one, array))
+        wait(dependent)
+        assert needed(client) == 1
+        ((worker,),) = client.who_has(dependent).values()
+        kill_worker(client, worker)
+        assert dependent.result() == array.sum() + len(array)
 
 
 class TestScheduler:

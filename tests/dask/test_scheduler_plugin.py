@@ -1,6 +1,6 @@
 """The plugin inside a scheduler: what it counts, and that it evicts at "forgotten" and not before.
 
-These tests need a scheduler, mostly without workers, in this process; `gen_cluster` also checks that
+Most of these tests need a scheduler in this process and no workers; `gen_cluster` also checks that
 no thread of the plugin outlives it.
 """
 
@@ -92,12 +92,16 @@ async def test_evicts_at_forgotten_and_not_before(scheduler, a, b):
             del first
             assert await second == 2000
             # The input's task is released; if its dependent gets lost it runs again.
-            assert {task.state for task in scheduler.tasks.values()} == {"released", "memory"}
+            states = {"released", "memory"}
+            await async_poll_for(lambda: {t.state for t in scheduler.tasks.values()} == states, 5)
             await async_poll_for(lambda: client.ps_stats().live == 0, timeout=5)
+            stats = await client.scheduler.proxystore_stats()
+            assert (stats["objects"], stats["tasks"]) == (1, 1)
             assert len(objects) == 1
             del second
             await objects.wait_until(0)
             assert not scheduler.tasks
+            await async_poll_for(lambda: scheduler.plugins["proxystore"]._evicted == 1, timeout=5)
             assert await client.scheduler.proxystore_stats() == {
                 "objects": 0,
                 "leased": 0,

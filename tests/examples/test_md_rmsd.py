@@ -217,8 +217,9 @@ class TestMeasuring:
                 print(90_000_000, file=worker.stdin, flush=True)
                 assert worker.stdout.readline() == "90000000\n"
             print(file=worker.stdin, flush=True)
-        assert len(ours) <= cost.submit_memory < 60_000_000
-        assert 90_000_000 <= cost.worker_memory < 110_000_000
+        # A few pages of something else may be given back meanwhile.
+        assert 0.99 * len(ours) <= cost.submit_memory < 60_000_000
+        assert 89_000_000 <= cost.worker_memory < 110_000_000
 
 
 def run_example(*arguments, **options):

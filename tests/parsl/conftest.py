@@ -17,8 +17,10 @@ import pytest
 
 pytest.importorskip("parsl")
 
-# Workers get the environment of the process that starts them.
 IMPORTABLE = Path(__file__).parent / "importable"
+# What workers import from. dill sends functions that are local to a test by value, and has
+# the module of the test imported for their globals.
+WORKER_PATH = os.pathsep.join(map(str, [IMPORTABLE, Path(__file__).parents[2]]))
 sys.path.insert(0, str(IMPORTABLE))
 
 import dill
@@ -75,7 +77,7 @@ def new_executor(label: str) -> MeasuringExecutor:
             min_blocks=1,
             max_blocks=1,
             launcher=SimpleLauncher(),
-            worker_init=f"export PYTHONPATH={IMPORTABLE}:$PYTHONPATH",
+            worker_init=f"export PYTHONPATH={WORKER_PATH}:$PYTHONPATH",
         ),
     )
     executor.sent, executor.received = [], []

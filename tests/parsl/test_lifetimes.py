@@ -24,6 +24,8 @@ from parsl_tasks import (
     wait_for,
 )
 
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
 from proxystore_parsl import ClosedError, StoreApps, lifetimes
 
 pytestmark = pytest.mark.parsl
@@ -216,6 +218,28 @@ class TestClosing:
         (tmp_path / "go").touch()
         kernel.wait_for_current_tasks()
         objects.wait_until(0)  # nor what came late
+
+    def test_fails_what_depends_on_it(self, objects, kernel, array, tmp_path):
+        apps = StoreApps(objects.store, threshold="50 kB")
+        pending = apps.python_app(wait_for, data_flow_kernel=kernel, executors=["far"])(
+            tmp_path / "go", array
+        )
+        apps.close()
+        others = StoreApps(objects.store, threshold="50 kB")
+        app = others.python_app(total, data_flow_kernel=kernel, executors=["far"])
+        assert isinstance(app(pending).exception(timeout=10), DependencyError)
+        (tmp_path / "go").touch()
+        kernel.wait_for_current_tasks()
+
+    def test_of_the_store_before(self, tmp_path, kernel):
+        with Store("short", FileConnector(tmp_path / "short"), register=True) as store:
+            apps = StoreApps(store, threshold="50 kB")
+            future = apps.python_app(ones, data_flow_kernel=kernel, executors=["far"])(20_000)
+            future.exception()
+        assert not (tmp_path / "short").exists()
+        del future
+        apps.close()
+        assert not (tmp_path / "short").exists()
 
     def test_refuses_new_calls(self, objects, kernel, array):
         apps = StoreApps(objects.store, threshold="50 kB")

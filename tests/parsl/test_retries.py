@@ -7,7 +7,9 @@ import signal
 
 import numpy as np
 import pytest
-from parsl_tasks import die_between_results_once, die_once, fail, fail_once, ones, wait_for
+from parsl_tasks import die_between_results_once, die_once, fail, fail_once, ones, total, wait_for
+
+from proxystore.store.exceptions import ProxyResolveMissingKeyError
 
 pytestmark = pytest.mark.parsl
 
@@ -75,3 +77,18 @@ def test_worker_killed_in_the_middle(app, array, objects, tmp_path):
     wait_for(started)
     os.kill(int(started.read_text()), signal.SIGKILL)
     assert np.array_equal(future.result(), array)
+
+
+def test_handler_sees_what_went_wrong(apps, app, kernel, array, objects, monkeypatch):
+    seen = []
+
+    def no_retry(error, record):
+        seen.append(error)
+        return 2
+
+    monkeypatch.setattr(kernel.config, "retry_handler", no_retry)
+    kept = apps.put(array)
+    objects.store.evict(kept.__proxy_factory__.key)
+    error = app(total)(kept).exception()
+    assert isinstance(error, ProxyResolveMissingKeyError)
+    assert [type(each) for each in seen] == [ProxyResolveMissingKeyError]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from distributed import get_client
+from distributed.protocol import dask_deserialize, dask_serialize
 
 from proxystore.connectors.file import FileConnector
 
@@ -128,3 +129,25 @@ class Unpicklable:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+
+
+class OnlyForDask(Unpicklable):
+    """An object that only Dask can send, by serializers made for its class (as for h5py files)."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.value = value
+
+
+@dask_serialize.register(OnlyForDask)
+def _serialize(obj: OnlyForDask) -> tuple[dict[str, Any], list[bytes]]:
+    return {"value": obj.value}, []
+
+
+@dask_deserialize.register(OnlyForDask)
+def _deserialize(header: dict[str, Any], frames: list[bytes]) -> OnlyForDask:
+    return OnlyForDask(header["value"])
+
+
+def value_of(obj: OnlyForDask, array: Any) -> float:
+    return obj.value + total(array)

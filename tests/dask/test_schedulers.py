@@ -1,0 +1,202 @@
+"""Schedulers elsewhere: in a process of their own, dying, coming back, or of no help."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dask_tasks
+import pytest
+from dask_tasks import total
+from distributed import LocalCluster
+
+from proxystore_dask import Client, StoreLifetimes
+
+pytestmark = pytest.mark.dask
+
+SEARCH_PATH = str(Path(dask_tasks.__file__).parent)
+
+
+class Processes:
+    """A scheduler and a worker, each in a process of its own."""
+
+    def __init__(self, directory: Path, wait_until: Callable[..., None], stack: ExitStack) -> None:
+        self._directory = directory
+        self._wait_until = wait_until
+        self._stack = stack
+        self.port = 0
+        self.scheduler: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def start_scheduler(self, search_path: str = SEARCH_PATH) -> None:
+        path = self._directory / "scheduler.json"
+        path.unlink(missing_ok=True)
+        self.scheduler = self._start(
+            "dask_scheduler",
+            *("--port", str(self.port), "--scheduler-file", str(path)),
+            search_path=search_path,
+        )
+
+        def has_written() -> bool:
+            return path.exists() and path.read_text().endswith("}")
+
+        self._wait_until(has_written, timeout=30)
+        self.port = int(json.loads(path.read_text())["address"].rpartition(":")[2])
+
+    def start_worker(self) -> None:
+        self._start("dask_worker", self.address, "--no-nanny", "--nthreads", "1")
+
+    def kill_scheduler(self) -> None:
+        assert self.scheduler is not None
+        self.scheduler.send_signal(signal.SIGKILL)
+        self.scheduler.wait()
+
+    def _start(self, module: str, *args: str, search_path: str = SEARCH_PATH) -> Any:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", f"distributed.cli.{module}", *args),
+                *("--host", "127.0.0.1", "--no-dashboard"),
+            ],
+            cwd=self._directory,
+            env={**os.environ, "PYTHONPATH": search_path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._stack.callback(_end, process)
+        return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def processes(tmp_path: Path, wait_until: Callable[..., None]) -> Iterator[Processes]:
+    with ExitStack() as stack:
+        yield Processes(tmp_path, wait_until, stack)
+
+
+class TestInAProcessOfItsOwn:
+    def test_it_evicts_and_never_reads(self, processes, objects, array):
+        processes.start_scheduler()
+        processes.start_worker()
+        with Client(processes.address, ps_store=objects.store, ps_threshold="50 kB") as client:
+            assert client.ps_stats().lifetimes == "graph"
+            assert client.gather(client.map(total, [array, array + 1])) == [
+                array.sum(),
+                (array + 1).sum(),
+            ]
+            objects.wait_until_empty()
+            scheduler = client.run_on_scheduler(os.getpid)
+        assert scheduler != os.getpid()
+        assert objects.log("evict").count(scheduler) == 2
+        assert scheduler not in objects.log("get")
+        assert scheduler not in objects.log("put")
+
+    def test_its_end_and_that_of_its_successor(self, processes, objects, array, wait_until):
+        """The objects of a scheduler that was killed go with its successor's first client."""
+        processes.start_scheduler()
+        with Client(processes.address, ps_store=objects.store, ps_threshold="50 kB") as client:
+            lost = client.submit(total, array)
+            wait_until(lambda: len(objects) == 1)
+            processes.kill_scheduler()
+            wait_until(lambda: lost.cancelled())
+            processes.start_scheduler()
+            processes.start_worker()
+            wait_until(lambda: client.ps_stats().lifetimes == "graph", timeout=30)
+            objects.wait_until_empty()
+            again = client.submit(total, array)
+            assert again.result() == array.sum()
+            assert client.ps_stats().puts == 2
+
+    def test_a_client_that_closes_after_it_says_what_may_be_left(
+        self, processes, objects, array, wait_until, caplog
+    ):
+        processes.start_scheduler()
+        client = Client(
+            processes.address, ps_store=objects.store, ps_threshold="50 kB", timeout="2 s"
+        )
+        future = client.submit(total, array)
+        wait_until(lambda: len(objects) == 1)
+        processes.kill_scheduler()
+        wait_until(lambda: client.status == "closed", timeout=30)
+        assert future.cancelled()
+        assert "1 objects may be left" in caplog.text
+        for ref in objects.directory.iterdir():
+            ref.unlink()
+
+
+class TestConnections:
+    def test_a_connection_that_breaks(self, client, cluster, array, objects, wait_until):
+        """The scheduler has ended our leases, so nothing from before may be used again."""
+        before = client.submit(total, array)
+        assert before.result() == array.sum()
+        cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
+        wait_until(before.cancelled)
+        wait_until(lambda: client.ps_stats().lifetimes == "graph")
+        after = client.submit(total, array)
+        assert after.result() == array.sum()
+        assert client.ps_stats().puts == 2
+
+
+class TestOfNoHelp:
+    def test_one_that_cannot_import_us(self, processes, objects, array, tmp_path, caplog):
+        """Arguments travel as in plain Dask: load nodes would not survive there."""
+        without = tmp_path / "without" / "proxystore_dask"
+        without.mkdir(parents=True)
+        (without / "__init__.py").write_text("raise ImportError('not installed here')")
+        processes.start_scheduler(f"{without.parent}{os.pathsep}{SEARCH_PATH}")
+        processes.start_worker()
+        with Client(processes.address, ps_store=objects.store, ps_threshold="50 kB") as client:
+            assert "as in plain Dask" in caplog.text
+            assert "not installed here" in caplog.text
+            assert "none in use" in repr(client)
+            assert client.submit(total, array).result() == array.sum()
+            assert client.gather(client.map(total, [array], [1])) == [array.sum() + 1]
+            assert client.ps_stats().puts == 0
+
+    def test_one_that_allows_no_plugins(self, strict_cluster, objects, array, caplog):
+        """Objects stay until the client closes, and the client says so."""
+        with Client(strict_cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
+            assert "until this client closes" in caplog.text
+            assert "until the client closes" in repr(client)
+            assert client.submit(total, array).result() == array.sum()
+            assert client.submit(total, array + 1).result() == (array + 1).sum()
+            client._ps.leases.ledger.flush()
+            assert len(objects) == 2
+        assert len(objects) == 0
+
+    def test_one_that_has_the_plugin_and_allows_no_others(self, strict_cluster, objects, array):
+        async def preload() -> None:
+            scheduler = strict_cluster.scheduler
+            await scheduler.register_scheduler_plugin(StoreLifetimes(), idempotent=True)
+
+        loop = strict_cluster.loop.asyncio_loop
+        asyncio.run_coroutine_threadsafe(preload(), loop).result(10)
+        with Client(strict_cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
+            assert client.ps_stats().lifetimes == "graph"
+            assert client.submit(total, array).result() == array.sum()
+            objects.wait_until_empty()
+
+    @pytest.fixture
+    def strict_cluster(self) -> Iterator[LocalCluster]:
+        """One that takes no plugin from a client."""
+        with LocalCluster(
+            n_workers=1,
+            processes=False,
+            dashboard_address=":0",
+            scheduler_kwargs={"blocked_handlers": ["register_scheduler_plugin"]},
+        ) as cluster:
+            yield cluster
