@@ -14,14 +14,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 # The graph's own vocabulary. Dask has no public name for "a node inside a task's arguments".
-from dask._task_spec import DataNode, GraphNode, Task, TaskRef, parse_input
+from dask._task_spec import GraphNode, Task, TaskRef, parse_input
 from distributed import Client as DaskClient
 from distributed.client import ClosedClientError, FutureState
 
 __all__ = [
     "MAP_OPTIONS",
     "SUBMIT_OPTIONS",
-    "DataNode",
     "GraphNode",
     "HookedClient",
     "Task",

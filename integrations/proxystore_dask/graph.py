@@ -20,7 +20,7 @@ from dask.context import thread_state
 from dask.utils import format_bytes
 from distributed.protocol import pickle
 
-from proxystore.workflow import ProxyRef, Ref, RefId
+from proxystore.workflow import ProxyRef, Ref
 from proxystore_dask._dask import GraphNode, Task, TaskRef, parse_input
 
 _LOOKED_INTO = frozenset({dict, list, set, tuple})
@@ -35,12 +35,12 @@ class Load:
         self.ref = ref
 
     def __call__(self) -> Any:
-        """The object, the same one wherever it stands in a task; a user's proxy is a proxy.
+        """The object; for a user's proxy, a proxy.
 
         Raises:
             ProxyResolveMissingKeyError: the object is gone.
         """
-        return _loaded.get(self.ref)
+        return _loaded.get(self)
 
     def __reduce__(self) -> tuple[type[Load], tuple[Ref]]:
         return Load, (self.ref,)
@@ -59,26 +59,29 @@ class _Loaded(threading.local):
     """What the task of this thread has loaded so far.
 
     Two arguments that are one array to the caller are one array to the function, as in plain
-    Dask: what it writes into one it sees in the other. Weakly, so that nothing outlives its task;
-    what takes no weak reference (a list, text) is loaded for each place.
+    Dask: what it writes into one it sees in the other. Two arrays with equal content, though one
+    object in the store, stay two: so it is the `Load` that counts, of which the client makes one
+    for each object, and not what it refers to. Weakly, so that nothing outlives its task; what
+    takes no weak reference (a list, text) is loaded for each place.
     """
 
     def __init__(self) -> None:
         self._run: tuple[Any, Any] = (None, None)
-        self._objects: dict[RefId, weakref.ref[Any]] = {}
+        # By identity of the `Load`, which the running task keeps alive.
+        self._objects: dict[int, weakref.ref[Any]] = {}
 
-    def get(self, ref: Ref) -> Any:
+    def get(self, load: Load) -> Any:
         run = (getattr(thread_state, "key", None), getattr(thread_state, "start_time", None))
         if run != self._run:
             self._run = run
             self._objects = {}
-        known = self._objects.get(ref.id)
+        known = self._objects.get(id(load))
         obj = None if known is None else known()
         if obj is None:
-            obj = ref.resolve()
-            if not isinstance(ref, ProxyRef) and run[0] is not None:
+            obj = load.ref.resolve()
+            if not isinstance(load.ref, ProxyRef) and run[0] is not None:
                 with contextlib.suppress(TypeError):
-                    self._objects[ref.id] = weakref.ref(obj)
+                    self._objects[id(load)] = weakref.ref(obj)
         return obj
 
 

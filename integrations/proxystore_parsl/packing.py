@@ -527,14 +527,20 @@ def opened(
         kwargs: As they arrived.
         leaf: Gives what to put in the place of a large object, from its reference.
     """
-    # The same object in two places arrives as one object, as without us.
-    leaf = functools.cache(leaf)
+    # The same object in two places arrives as one object, as without us; two of equal content,
+    # which are one in the store, arrive as two. By identity of the reference, which is kept.
+    got: dict[int, tuple[Ref, Any]] = {}
+
+    def once(ref: Ref) -> Any:
+        if id(ref) not in got:
+            got[id(ref)] = ref, leaf(ref)
+        return got[id(ref)][1]
 
     def swap(obj: Any) -> Any:
         if type(obj) is Ref:
-            return leaf(obj)
+            return once(obj)
         if type(obj) is Envelope:
-            return obj.open(leaf)
+            return obj.open(once)
         return obj.resolve() if type(obj) is ProxyRef else obj
 
     return (

@@ -17,6 +17,7 @@ from dask_tasks import (
     Unpicklable,
     add_one,
     change_in_place,
+    change_the_first,
     fail,
     fail_once,
     identity,
@@ -130,6 +131,23 @@ class TestValues:
         futures = client.map(change_in_place, [array] * 4, range(4), workers=[worker])
         assert client.gather(futures) == [1.0] * 4
         assert array[0] == 0
+
+    @pytest.mark.parametrize("processes", [True, False])
+    def test_one_array_is_one_and_equal_arrays_are_two(self, objects, array, processes):
+        """What a function writes into an argument it sees where plain Dask would show it."""
+        with (
+            LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=processes, dashboard_address=":0"
+            ) as cluster,
+            DaskClient(cluster) as plain,
+            Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client,
+        ):
+            for each in (plain, client, client):  # twice: nothing is left from the first time
+                own = array.copy()  # without processes plain Dask hands over the caller's own
+                args = (own, own.copy(), [own])
+                future = each.submit(change_the_first, *args, pure=False)
+                assert future.result() == [1, 0, 1]
+            assert client.ps_stats().puts <= 2
 
     def test_a_function_that_runs_in_the_event_loop(self, client, array):
         assert client.submit(total_in_the_loop, array).result() == array.sum()

@@ -61,6 +61,9 @@ class TestWhatArrives:
     def test_one_object_given_twice_is_one_object(self, app, array):
         assert app(are_one_object)(array, array).result() is True
 
+    def test_two_objects_of_equal_content_are_two_objects(self, app, array):
+        assert not app(are_one_object)(array, array.copy()).result()
+
     def test_inputs(self, app, array):
         inputs = [array, app(ones)(20_000), 1]
         assert app(total_of_all)(inputs=inputs).result() == array.sum() + 20_000 + 1

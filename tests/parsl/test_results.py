@@ -7,17 +7,20 @@ import pickle
 
 import numpy as np
 import pytest
+from parsl.dataflow.errors import DependencyError
 from parsl.dataflow.futures import AppFuture
 from parsl_tasks import (
     Box,
     FailsToUnpickle,
     Pair,
+    PlainConnector,
     boxed,
     boxed_total,
     change_in_place,
     double,
     give_what_cannot_be_pickled,
     give_what_fails_to_unpickle,
+    give_what_fails_to_unpickle_and_more,
     identity,
     in_a_dict,
     is_unresolved_proxy,
@@ -32,6 +35,8 @@ from parsl_tasks import (
 )
 
 from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
+from proxystore.serialize import SerializationError
+from proxystore.store import Store, unregister_store
 from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore_parsl import RemoteTaskError, StoreApps
 
@@ -196,6 +201,9 @@ class TestWhatCannotComeBack:
     def test_small_and_fails_to_unpickle(self, app):
         with pytest.raises(RuntimeError, match="unpickling fails"):
             app(give_what_fails_to_unpickle)(10).result()
+        # It is known where it was made, not only where it is used.
+        error = app(identity)(app(give_what_fails_to_unpickle)(10)).exception()
+        assert isinstance(error, DependencyError)
         assert app(small)("int").result() == 1
 
     def test_large_and_fails_to_unpickle(self, app, objects):
@@ -203,6 +211,19 @@ class TestWhatCannotComeBack:
         assert "unpickling fails" in str(error)
         objects.wait_until(0)
         assert app(small)("int").result() == 1
+
+    def test_what_was_stored_with_it_is_evicted(self, tmp_path, kernel):
+        store = Store("plain", PlainConnector(str(tmp_path / "plain")), register=True)
+        apps = StoreApps(store, threshold="50 kB")
+        options = {"data_flow_kernel": kernel, "executors": ["far"]}
+        both = apps.python_app(give_what_fails_to_unpickle_and_more, **options)
+        assert isinstance(both(100_000).exception(), SerializationError)
+        assert list((tmp_path / "plain").iterdir()) == []
+        make, add = (apps.python_app(each, **options) for each in (ones, total))
+        assert add(make(20_000)).result() == 20_000
+        apps.close()
+        assert list((tmp_path / "plain").iterdir()) == []
+        unregister_store(store)
 
     def test_cannot_be_pickled(self, app):
         with pytest.raises(TypeError, match="stays where it is"):

@@ -151,6 +151,8 @@ def test_what_is_the_framework_s_is_never_stored(ledger):
 def test_the_same_content_is_stored_once(ledger, store):
     packed = packer(ledger).pack((LARGE, [LARGE.copy()]), {"x": LARGE})
     assert packed.args[0] == packed.args[1][0] == packed.kwargs["x"]
+    assert packed.args[0] is packed.kwargs["x"], "one object is one reference"
+    assert packed.args[0] is not packed.args[1][0], "two of equal content are two"
     assert len(store.connector._store) == 1
     second = packer(ledger).pack((LARGE.copy(),), {})
     assert second.args[0] == packed.args[0]

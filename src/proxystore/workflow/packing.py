@@ -6,6 +6,7 @@ what is large, serialize all of it, then store it.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,8 @@ class Packer:
         Lists, tuples, named tuples and dictionaries (exactly these, to any depth) are
         looked into; a large object in one is replaced, and one that is large only as a
         whole is replaced as a whole. Containers that change are copied; the caller's
-        stay as they are. The same object, or the same content, is stored once. Proxies
+        stay as they are. The same content is stored once; an object that is there twice
+        is one reference, two objects of equal content are two equal ones. Proxies
         made by a store become a `ProxyRef`; no proxy is resolved.
 
         Args:
@@ -227,7 +229,9 @@ class Packer:
             return None
         leaf.data = None
         holds.append(hold)
-        return hold.ref
+        # One for each object of the caller's: equal content is one object in the store, and
+        # still two to a function that writes into one of them.
+        return copy.copy(hold.ref)
 
 
 def _unpicklable(

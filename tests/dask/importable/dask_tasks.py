@@ -63,6 +63,11 @@ def change_in_place(array: Any, i: int) -> float:
     return float(array[0])
 
 
+def change_the_first(first: Any, second: Any, more: list[Any]) -> list[float]:
+    first[0] += 1
+    return [float(array[0]) for array in (first, second, *more)]
+
+
 def fail(array: Any) -> None:
     raise ZeroDivisionError(len(array))
 

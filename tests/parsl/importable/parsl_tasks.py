@@ -15,10 +15,46 @@ from typing import Any
 
 import numpy as np
 
+from proxystore.connectors.file import FileConnector
 from proxystore.proxy import Proxy, is_resolved
 from proxystore.store import StoreConfig, get_or_create_store
 
 Pair = namedtuple("Pair", "first second")
+
+
+class PlainConnector:
+    """A connector with nothing but what is required: no names, no lists, no buffers."""
+
+    def __init__(self, store_dir: str) -> None:
+        self._files = FileConnector(store_dir, clear=False)
+
+    def config(self):
+        return {"store_dir": self._files.store_dir}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def close(self):
+        self._files.close()
+
+    def put(self, obj):
+        return self._files.put(obj)
+
+    def put_batch(self, objs):
+        return self._files.put_batch(objs)
+
+    def get(self, key):
+        return self._files.get(key)
+
+    def get_batch(self, keys):
+        return self._files.get_batch(keys)
+
+    def exists(self, key):
+        return self._files.exists(key)
+
+    def evict(self, key):
+        self._files.evict(key)
 
 
 # -- taking
@@ -211,6 +247,10 @@ def fail_with_a_cause():
 
 def give_what_fails_to_unpickle(n):
     return FailsToUnpickle(n)
+
+
+def give_what_fails_to_unpickle_and_more(n):
+    return [np.ones(n), FailsToUnpickle(n)]
 
 
 def give_what_cannot_be_pickled():
