@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import os
 import random
@@ -348,7 +349,8 @@ class StoreApps:
         """
         self._calls.require_open("put()")
         hold = self._depot(shared=self._has_shared()).ledger.hold(obj)
-        return counted_proxy(hold.ref, hold)
+        # A reference of its own: to a task, the same reference is the same object.
+        return counted_proxy(copy.copy(hold.ref), hold)
 
     def stats(self) -> AppsStats:
         """Return what has been stored and evicted so far, arguments and results."""
@@ -516,7 +518,11 @@ class _PythonApp(_App):
         if depot is None:
             return LocalTask(self.function)
         plan = Plan(
-            self.function.__name__, depot.store.config(), self.threshold, self.apps.arguments
+            self.function.__name__,
+            depot.store.config(),
+            self.threshold,
+            self.apps.arguments,
+            embedded=self.apps._store is None,
         )
         return Task(self.function, plan)
 

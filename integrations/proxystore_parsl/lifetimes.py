@@ -195,6 +195,13 @@ class Call:
         return found
 
 
+# Much code takes these in C, by exact type, and gives a proxy's user an error; or, as NumPy does
+# with a list, a wrong number.
+_NEVER_PROXIES = frozenset(
+    f"builtins.{cls.__name__}" for cls in (bytearray, bytes, dict, frozenset, list, set, str, tuple)
+)
+
+
 class StoreAppFuture(AppFuture):
     """What an app returns: Parsl's `AppFuture`, with a result that is in the store.
 
@@ -255,7 +262,7 @@ class StoreAppFuture(AppFuture):
         return sealed
 
     def _leaf(self, ref: Ref) -> Any:
-        if self._results == "value":
+        if self._results == "value" or ref.type_name in _NEVER_PROXIES:
             return ref.resolve()
         return counted_proxy(ref, self._kept.holds.get(ref.id), self._kept.escaped)
 

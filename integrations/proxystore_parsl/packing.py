@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import pickle
 import traceback
 import uuid
@@ -32,6 +33,7 @@ from parsl.data_provider.files import File
 from parsl.dataflow.memoization import id_for_memo
 from parsl.serialize import deserialize, serialize
 
+from proxystore.connectors.exceptions import StorageFullError
 from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import Proxy, ProxyResolveError, extract, is_resolved
 from proxystore.serialize import SerializationError
@@ -40,6 +42,8 @@ from proxystore.utils.imports import get_object_path
 from proxystore.workflow import ProxyRef, Ref, size_at_least, store_object
 from proxystore_parsl.errors import RemoteTaskError
 from proxystore_parsl.proxies import Holds, counted_factory, counted_proxy, lend, notice
+
+logger = logging.getLogger("proxystore_parsl")
 
 # The keyword argument that tells a worker which task it runs: what the names of the
 # objects start with that it stores. None: it stores nothing.
@@ -236,6 +240,18 @@ def seal(value: Any, plan: Plan, task: str | None) -> Any:
     """
     if is_plain(value, plan.threshold):
         return value
+    if task is not None:
+        try:
+            return _sealed(value, plan, task)
+        except StorageFullError as error:
+            if not plan.embedded:
+                raise
+            # As for arguments: who has named no store is not to lose a program for it.
+            logger.warning("a result of app %r travels by value: %s", plan.app, error)
+    return _sealed(value, plan, None)
+
+
+def _sealed(value: Any, plan: Plan, task: str | None) -> Envelope:
     with notice() as noticed:
         body, leaves = _dump(value if task is None else _split(value, plan.threshold, {}))
         if task is not None and len(body) >= plan.threshold:
@@ -423,12 +439,14 @@ class Plan:
         store: Where large results go.
         threshold: From which size on, in bytes.
         arguments: As for `StoreApps`.
+        embedded: The store is one that the user has not named.
     """
 
     app: str
     store: StoreConfig
     threshold: int
-    arguments: Literal["value", "proxy"]
+    arguments: Literal["value", "proxy"] = "value"
+    embedded: bool = False
 
 
 class LocalTask:

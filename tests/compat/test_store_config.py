@@ -51,14 +51,15 @@ def test_short_forms(kind, cls):
 
 
 @pytest.mark.parametrize(
-    "kind", ["test", "no.such.module", "proxystore.connectors.file.Missing", "globus"]
+    "kind", ["test", "no.such.module", "proxystore.connectors.file.Missing", "globus", "os.path"]
 )
 def test_unknown_kinds_fail_only_when_used(kind):
     config = ConnectorConfig(kind=kind)
     with pytest.raises(ValueError, match=kind) as caught:
         config.get_connector_type()
     assert isinstance(caught.value, UnknownConnectorError)
-    assert "file" in caught.value.known
+    assert {"file", "local"} <= set(caught.value.known)
+    assert "globus" not in caught.value.known
 
 
 def test_options_are_checked_only_when_used():

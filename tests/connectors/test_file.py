@@ -189,6 +189,13 @@ def test_new_directories_are_private(tmp_path):
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_directory_that_all_may_write_to_is_warned_about(tmp_path, caplog):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    FileConnector(tmp_path / "open")
+    assert "any user may write" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["../escape", "a/b"])
 def test_keys_cannot_name_files_elsewhere(tmp_path, name):
     connector = FileConnector(tmp_path / "store")

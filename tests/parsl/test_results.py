@@ -76,9 +76,10 @@ class TestWhatComesBack:
         assert result["a"].sum() + result["c"][0].sum() + result["d"].first.sum() == 60_000
 
     def test_a_container_that_is_large_as_a_whole(self, app):
+        # A proxy of a list is not a sequence to NumPy: the answer would be wrong, and no error.
         result = app(numbers)(60_000).result()
-        assert type(result) is Proxy
-        assert result == list(range(60_000))
+        assert type(result) is list
+        assert np.mean(result) == np.mean(range(60_000))
 
     def test_objects_of_unknown_classes(self, app):
         future = app(boxed)(np.ones(20_000))

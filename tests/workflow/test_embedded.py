@@ -152,21 +152,24 @@ def test_what_a_living_process_has_stays(run, tmp_path):
 )
 def test_only_the_provably_dead_are_cleared(run, tmp_path, owner, goes):
     base = tmp_path / "memory" / f"proxystore-{os.geteuid()}"
-    (base / "left").mkdir(parents=True)
-    (base / "left" / "9d4c3f4e-1234-4a4a-9a9a-1234567890ab").write_text("object")
-    (base / "left.owner").write_text(json.dumps(owner))
+    left = base / "embedded-01234567"
+    left.mkdir(parents=True)
+    (left / "9d4c3f4e-1234-4a4a-9a9a-1234567890ab").write_text("object")
+    left.with_suffix(".owner").write_text(json.dumps(owner))
     run("embedded_store()")
-    assert (base / "left").exists() is not goes
-    assert (base / "left.owner").exists() is not goes
+    assert left.exists() is not goes
+    assert left.with_suffix(".owner").exists() is not goes
 
 
-def test_an_empty_directory_that_a_late_worker_made_is_removed(run, tmp_path):
+def test_what_a_worker_stored_after_its_owner_has_gone_is_removed(run, tmp_path):
     base = tmp_path / "memory" / f"proxystore-{os.geteuid()}"
-    (base / "late").mkdir(parents=True)
-    (base / "full").mkdir()
-    (base / "full" / "9d4c3f4e-1234-4a4a-9a9a-1234567890ab").write_text("object")
+    for name in ("embedded-01234567", "embedded-89abcdef", "the user's"):
+        (base / name).mkdir(parents=True)
+    for name in ("embedded-01234567", "the user's"):
+        (base / name / "9d4c3f4e-1234-4a4a-9a9a-1234567890ab").write_text("object")
     run("embedded_store()")
-    assert sorted(os.listdir(base)) == ["full"]
+    assert os.listdir(base) == ["the user's"]
+    assert len(os.listdir(base / "the user's")) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory away needs to be root")

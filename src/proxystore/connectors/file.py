@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import mmap
 import os
 import stat
@@ -28,6 +29,8 @@ from proxystore.connectors.exceptions import (
     free_bytes,
 )
 from proxystore.serialize import BytesLike
+
+logger = logging.getLogger(__name__)
 
 # Below, one read is quicker than setting up and tearing down a mapping (measured:
 # 1 kB 4 us read, 9 us mapped; equal at about 100 kB).
@@ -244,6 +247,8 @@ def _open_directory(path: str) -> None:
         raise StoreDirectoryError(
             path, f"it belongs to user {found.st_uid}, this process is user {os.geteuid()}"
         )
+    if not shared and found.st_mode & stat.S_IWOTH:
+        logger.warning("any user may write to %r, and have code run by who reads it", path)
     if not os.access(path, os.W_OK | os.X_OK):
         raise StoreDirectoryError(path, "it cannot be written to")
 

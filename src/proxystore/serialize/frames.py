@@ -189,7 +189,8 @@ class _Head:
         self.name = view[table_end:name_end]
         self.start = _aligned(name_end)
         if self.start + sum(map(_aligned, self.lengths)) != self.size:
-            raise CorruptDataError("header", f"buffers of {self.size} bytes in all", self.lengths)
+            found = f"{count} buffers of {sum(self.lengths)} bytes and their padding"
+            raise CorruptDataError("header", f"one of {self.size} bytes in all", found)
 
     def split(self, view: memoryview) -> list[memoryview]:
         parts = []

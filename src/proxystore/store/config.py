@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ _BUILT_IN = {
     f"{name}connector": f"proxystore.connectors.{name}.{name.capitalize()}Connector"
     for name in ("endpoint", "file", "globus", "local", "multi", "redis")
 }
+
+
+def _built_in_here() -> tuple[str, ...]:
+    """Return the short names of the built-ins that this version has."""
+    modules = {path.rpartition(".")[0] for path in _BUILT_IN.values()}
+    return tuple(sorted(m.rpartition(".")[2] for m in modules if find_spec(m) is not None))
 
 
 class ConnectorConfig(BaseModel):
@@ -52,10 +59,11 @@ class ConnectorConfig(BaseModel):
         short = self.kind.lower()
         path = _BUILT_IN.get(short) or _BUILT_IN.get(f"{short}connector") or self.kind
         try:
-            found: type[Connector[Any]] = import_from_path(path)
+            found = import_from_path(path)
         except ImportError as error:
-            known = tuple(name.removesuffix("connector") for name in _BUILT_IN)
-            raise UnknownConnectorError(self.kind, known) from error
+            raise UnknownConnectorError(self.kind, _built_in_here()) from error
+        if not isinstance(found, type):
+            raise UnknownConnectorError(self.kind, _built_in_here())
         return found
 
     def get_connector(self) -> Connector[Any]:

@@ -20,6 +20,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -44,6 +45,9 @@ MEMORY = Path("/dev/shm")
 # Containers give /dev/shm 64 MB by default, and a program that passes large objects by
 # reference fills that at once. With less room than this, files go to a disk.
 ENOUGH_ROOM = 1 << 30
+
+# Only what has such a name is ever removed: a base may hold directories of the user's.
+_OURS = re.compile(r"embedded-[0-9a-f]{8}\Z")
 
 DIRECTORY_VARIABLE = "PROXYSTORE_DIR"
 
@@ -82,16 +86,16 @@ def is_embedded(store: Store[Any]) -> bool:
 
 def _make(shared: bool) -> Store[Any]:
     base, why = _choose_base(shared)
-    name = secrets.token_hex(4)
+    name = f"embedded-{secrets.token_hex(4)}"
     record = None
     while record is None:
         _open_base(base)
         with contextlib.suppress(FileNotFoundError):  # its last user has just removed it
             record = _write_record(base, name)
     removed = sum(_remove(dead) for dead in _records_of_the_dead(base))
-    _remove_empty(base)
+    _remove_ownerless(base)
     store: Store[Any] = Store(
-        f"embedded-{name}",
+        name,
         FileConnector(base / name),
         # Tasks get objects of their own (mapping a file is as quick as a cache).
         cache_size=0,
@@ -153,7 +157,7 @@ def _here() -> dict[str, str]:
 
 def _records_of_the_dead(base: Path) -> Iterator[_Record]:
     here = _here()
-    for path in base.glob("*.owner"):
+    for path in base.glob("embedded-*.owner"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             owner = json.loads(path.read_text())
             if owner["host"] != here["host"]:
@@ -178,13 +182,14 @@ def _remove(record: _Record) -> int:
     return 1
 
 
-def _remove_empty(base: Path) -> None:
-    # A worker that outlived the owner and asked for an object has made the directory
-    # again. An owner writes its record first: without one, and empty, it is nobody's.
-    for directory in base.iterdir():
-        if directory.is_dir() and not directory.with_suffix(".owner").exists():
+def _remove_ownerless(base: Path) -> None:
+    # A worker that outlived the owner has made the directory again, and perhaps stored a
+    # result that nobody will ask for. An owner writes its record before it makes the
+    # directory, and removes it after: a directory without one has no owner.
+    for directory in base.glob("embedded-*"):
+        if _OURS.match(directory.name) and not directory.with_suffix(".owner").exists():
             with contextlib.suppress(OSError):
-                directory.rmdir()
+                FileConnector(directory).close(clear=True)
 
 
 def _close(store: Store[Any], record: _Record, pid: int) -> None:

@@ -79,11 +79,6 @@ def fail_once(array: Any, marker: str) -> float:
     return total(array)
 
 
-def touch(array: Any, marker: str) -> float:
-    Path(marker).touch()
-    return total(array)
-
-
 def wait_for(array: Any, started: str, go: str) -> float:
     """Say that we have started, then wait until we may go on."""
     Path(started).touch()
