@@ -113,7 +113,8 @@ class StoreApps:
         arguments: What a function gets: ``"value"``, the object itself, its own to
             change; ``"proxy"``, a `proxystore.proxy.Proxy` that fetches it when used.
         results: What ``future.result()`` gives for large objects: ``"proxy"``, fetched
-            when used; ``"value"``, the objects.
+            when used, except for text, bytes and Python's own containers, of which much
+            code takes no proxy; ``"value"``, the objects.
 
     Raises:
         ThresholdError: `threshold` is not a size; a `ValueError`.

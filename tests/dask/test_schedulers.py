@@ -131,9 +131,9 @@ class TestInAProcessOfItsOwn:
         future = client.submit(total, array)
         wait_until(lambda: len(objects) == 1)
         processes.kill_scheduler()
-        wait_until(lambda: client.status == "closed", timeout=30)
+        wait_until(lambda: "1 objects may be left" in caplog.text, timeout=30)
+        assert client.status == "closed"
         assert future.cancelled()
-        assert "1 objects may be left" in caplog.text
         for ref in objects.directory.iterdir():
             ref.unlink()
 

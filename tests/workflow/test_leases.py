@@ -146,6 +146,13 @@ def test_close_gives_up_everything_and_refuses_more(ledger):
     hold.release()
 
 
+def test_what_is_stored_while_it_is_being_closed_is_given_up(store):
+    ledger = Ledger(store, on_stored=lambda ref: ledger.close())
+    with pytest.raises(RuntimeError, match="closed"):
+        ledger.hold([1])
+    assert not store.connector._store
+
+
 def test_an_eviction_that_fails_does_not_stop_the_others(store, caplog):
     def evict(ref):
         if ref.nbytes > 1000:

@@ -197,9 +197,12 @@ class Ledger:
                 puts=self._stats.puts + 1,
                 put_bytes=self._stats.put_bytes + ref.nbytes,
             )
-            entry = _Entry(ref, digest)
-            self._by_digest[digest] = self._by_id[ref.id] = entry
-            return self._hold(entry)
+            if not self._closed:
+                entry = _Entry(ref, digest)
+                self._by_digest[digest] = self._by_id[ref.id] = entry
+                return self._hold(entry)
+        self._unneeded(ref)  # closed meanwhile: nobody else would give it up
+        raise self._is_closed()
 
     def adopt(self, ref: Ref) -> Hold:
         """Return a hold on an object that another process has stored.
@@ -228,7 +231,10 @@ class Ledger:
         if self._pid != os.getpid():
             self._start_afresh()
         if self._closed:
-            raise RuntimeError(f"the ledger of {self.store.name!r} is closed")
+            raise self._is_closed()
+
+    def _is_closed(self) -> RuntimeError:
+        return RuntimeError(f"the ledger of {self.store.name!r} is closed")
 
     def keep(self, ref: Ref) -> None:
         """Never report an object as unneeded from now on."""
@@ -284,9 +290,10 @@ class Ledger:
 
         Calling it again does nothing.
         """
-        if self._closed or self._pid != os.getpid():
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed or self._pid != os.getpid():
+                return
+            self._closed = True
         self.flush()
         self._returned.put(None)
         with self._lock:
