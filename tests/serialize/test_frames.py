@@ -81,6 +81,14 @@ def test_errors_say_what_does_not_match():
         frames.load(stored)
 
 
+def test_a_damaged_number_of_buffers_is_described_in_a_line():
+    stored = bytearray(frames.dump(np.zeros(1_000_000)).join())
+    stored[14] = 1  # 65,538 buffers where there are 2
+    with pytest.raises(CorruptDataError) as caught:
+        frames.load(stored, verify=False)
+    assert len(str(caught.value)) < 300
+
+
 def test_what_is_unpickled_is_compared_always_and_content_when_asked():
     array = np.zeros(1000)
     stored = bytearray(frames.dump(array).seal().join())
