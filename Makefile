@@ -14,6 +14,9 @@ PY  := $(VENV)/bin/python
 # Twice quiet: errors only.
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
+# A server for tests and benchmarks; installed if there is none.
+REDIS = PROXYSTORE_REDIS_SERVER="$$(PYTHON=$(PY) tools/redis-server.sh $(VENV)/.redis)"
+
 # Parsl starts its helper programs by name.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -35,7 +38,7 @@ demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with
 
 test: $(VENV)/.test  ## Run the whole test suite (ARGS="-k name" and the like go to pytest)
 	@echo "test: pytest $(ARGS)"
-	@$(PY) -m pytest $(ARGS)
+	@$(REDIS) $(PY) -m pytest $(ARGS)
 
 lint: $(VENV)/.lint  ## Check formatting and lint rules; changes nothing
 	@echo "lint: ruff format --check, ruff check"
@@ -55,7 +58,7 @@ bench: $(VENV)/.test  ## Measure against plain Dask, plain Parsl and the other p
 	@$(MAKE) --silent --no-print-directory $(PEER)/.ready || { rm -rf $(PEER); \
 	  echo "bench: the other distribution cannot be installed here: running without its column"; }
 	@echo "bench: benchmarks/run.py $(ARGS)"
-	@PROXYSTORE_PEER_PYTHON="$$(ls $(CURDIR)/$(PEER)/bin/python 2>/dev/null)" $(PY) benchmarks/run.py $(ARGS)
+	@PROXYSTORE_PEER_PYTHON="$$(ls $(CURDIR)/$(PEER)/bin/python 2>/dev/null)" $(REDIS) $(PY) benchmarks/run.py $(ARGS)
 
 docs: $(VENV)/.docs  ## Build the documentation into site/ (SERVE=1: serve it on localhost)
 	@echo "docs: mkdocs $(if $(SERVE),serve,build --strict)"

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from proxystore.testing.redis_server import RedisServer
+
 # Machines are shared and slow at times: how long an example took says nothing about it.
 settings.register_profile("local", deadline=None)
 # In CI the same commit must give the same answer twice.
@@ -41,3 +43,17 @@ def at_once() -> Iterator[Callable[..., list[Any]]]:
     sys.setswitchinterval(1e-6)
     yield run
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Return a server that tests share: their objects are theirs, and nobody stops it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """Return a server that one test has for itself."""
+    with RedisServer() as server:
+        yield server

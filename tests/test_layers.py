@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 # name of their own here; a package comes after the modules that it re-exports.
 FLOORS = """
     proxystore
+    proxystore.mypy_plugin
     proxystore._compat proxystore.warnings proxystore.utils
     proxystore.factory proxystore.proxy
     proxystore.serialize
@@ -25,7 +26,8 @@ FLOORS = """
     proxystore.store.types
         proxystore.store.exceptions proxystore.store.cache proxystore.store.config
         proxystore.store._wire proxystore.store._registry proxystore.store._observe
-        proxystore.store._codec proxystore.store._inflight proxystore.store._backoff
+        proxystore.store._failures proxystore.store._codec proxystore.store._inflight
+        proxystore.store._backoff proxystore.store._threads
         proxystore.store.factory
         proxystore.store.utils proxystore.store.metrics proxystore.store.future
         proxystore.store.lifetimes proxystore.store.ref
@@ -44,7 +46,7 @@ LATE = {("proxystore.store._registry", "proxystore.store.base.Store")}
 INTEGRATIONS = ("proxystore_dask", "proxystore_parsl")
 
 # Optional, and slow to import: a thousand workers read them from one file system at once.
-HEAVY = set("numpy pandas polars redis zmq dask distributed parsl rich".split())
+HEAVY = set("numpy pandas polars redis zmq dask distributed parsl rich mypy".split())
 
 
 def floor(module: str) -> str:

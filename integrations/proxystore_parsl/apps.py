@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
+import logging
 import os
 import random
 import threading
@@ -42,6 +43,8 @@ from proxystore_parsl.packing import (
     replaced,
 )
 from proxystore_parsl.proxies import counted_factory, counted_proxy, notice
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -623,7 +626,14 @@ def _close_at_exit(apps: StoreApps) -> None:
 
 def _close_all() -> None:
     for apps in list(_open):
+        _close(apps)
+
+
+def _close(apps: StoreApps) -> None:
+    try:
         apps.close()
+    except Exception as error:  # noqa: BLE001 - a server may be gone before its clients
+        logger.warning("%r could not be closed at exit: %s", apps, error)
 
 
 _default = StoreApps()

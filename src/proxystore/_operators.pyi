@@ -4,7 +4,7 @@ There is no such module at run time. `__hash__`, `__getattr__` and all that `Pro
 itself are declared there.
 """
 
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 class Transparent:
@@ -77,3 +77,6 @@ class Transparent:
     def __await__(self) -> Generator[Any, Any, Any]: ...
     async def __aenter__(self) -> Any: ...
     async def __aexit__(self, *args: Any) -> Any: ...
+    # A property, since those are what mypy's plugins get to see.
+    @property
+    def __setattr__(self) -> Callable[[str, Any], None]: ...  # type: ignore[misc]

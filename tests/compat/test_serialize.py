@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from proxystore.proxy import Proxy, is_resolved
 from proxystore.serialize import (
     CorruptDataError,
     SerializationError,
@@ -23,6 +24,11 @@ from proxystore.serialize import (
 
 class Text(str):
     """A subclass that must come back as itself."""
+
+
+class ImportedFactory:
+    def __call__(self):
+        raise AssertionError("was called")
 
 
 class Refuses:
@@ -121,6 +127,52 @@ def test_subclasses_of_fast_types_stay_what_they_are():
     assert isinstance(again, np.ma.MaskedArray)
     assert again.mask.tolist() == [False, True, False]
     assert type(deserialize(serialize(np.str_("x")))) is np.str_
+
+
+class Data(bytes):
+    """Likewise."""
+
+
+class Metres(np.ndarray):
+    """An array that knows its unit."""
+
+    unit = "none"
+
+    def __reduce__(self):
+        function, args, state = super().__reduce__()
+        return function, args, (state, self.unit)
+
+    def __setstate__(self, state):
+        super().__setstate__(state[0])
+        self.unit = state[1]
+
+
+def test_subclasses_of_texts_and_arrays_come_back_as_themselves():
+    length = np.arange(3.0).view(Metres)
+    length.unit = "m"
+    matrix, record = np.ones((1, 2)).view(np.matrix), np.rec.array([(1, 2.0)])
+    for obj in (Text("x"), Data(b"x"), matrix, record, length):
+        again = deserialize(serialize(obj))
+        assert type(again) is type(obj)
+        assert np.all(again == obj)
+    assert deserialize(serialize(length)).unit == "m"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["x" * 8000, b"x" * 8000, np.zeros(1000), pd.DataFrame({"a": range(1000)})],
+    ids=lambda target: type(target).__name__,
+)
+def test_proxies_are_serialized_by_reference(target):
+    proxy = Proxy(ImportedFactory(), cache_defaults=True, target=target)
+    data = serialize(proxy)
+    assert len(bytes(data)) < 1000
+    again = deserialize(data)
+    assert type(again) is Proxy
+    assert not is_resolved(again)
+    unresolved = Proxy(ImportedFactory())
+    serialize(unresolved)
+    assert not is_resolved(unresolved)
 
 
 def test_frames_come_back():

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -392,6 +394,21 @@ def test_nothing_stays_if_a_lifetime_ends_while_putting(store):
     assert not list(store.connector.keys())
 
 
+class Unhashed(list):
+    """Fails in another way than what has no hash."""
+
+    def __hash__(self):
+        raise ZeroDivisionError("in __hash__")
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_nothing_stays_of_an_object_that_cannot_be_hashed(store, batch):
+    with pytest.raises(ZeroDivisionError):
+        store.proxy_batch([[1], Unhashed()]) if batch else store.proxy(Unhashed())
+    assert not list(store.connector.keys())
+    assert store.proxy(Unhashed([1]), populate_target=False)[0] == 1
+
+
 # -- 7.10 to 7.12
 
 
@@ -631,3 +648,48 @@ def test_the_pickle_of_a_proxy_does_not_grow_with_the_object(store):
     small, large = store.proxy([1]), store.proxy(list(range(100_000)))
     assert len(pickle.dumps(small)) == len(pickle.dumps(large)) < 400
     assert isinstance(get_factory(pickle.loads(pickle.dumps(small))), StoreFactory)
+
+
+@pytest.mark.parametrize("obj", ["x" * 8000, [1], np.zeros(1000)], ids=["str", "list", "ndarray"])
+def test_the_pickle_of_a_proxy_is_small(store, obj):
+    path = len(str(store.connector.store_dir))
+    assert len(pickle.dumps(store.proxy(obj))) - path < 280
+    again = [pickle.loads(pickle.dumps(proxy)) for proxy in store.proxy_batch([obj] * 3)]
+    assert len({id(get_factory(proxy).store_config) for proxy in again}) == 1, "decoded once"
+
+
+def test_a_store_is_described_once_for_all_its_proxies(store, monkeypatch):
+    config = mock.Mock(wraps=store.config)
+    monkeypatch.setattr(store, "config", config)
+    pickle.dumps([store.proxy([1]), *store.proxy_batch([[2]] * 100)])
+    config.assert_called_once_with()
+
+
+def test_a_batch_takes_time_in_proportion_to_its_length():
+    store = Store("constants", LocalConnector())
+
+    def seconds(length):
+        objs = [[1], None] * (length // 2)
+        start = time.perf_counter()
+        store.proxy_batch(objs, skip_nonproxiable=True)
+        return time.perf_counter() - start
+
+    short, long = (min(seconds(length) for _ in range(3)) for length in (5_000, 20_000))
+    assert long < 9 * short, "16 times, if each constant were looked for among the others"
+
+
+@pytest.mark.parametrize("by_default", [False, True])
+def test_without_its_target_a_proxy_keeps_no_object_alive(store, by_default):
+    class Large(list):
+        pass
+
+    obj = Large([1])
+    dead = weakref.ref(obj)
+    if by_default:
+        store.populate_target = False
+        proxy = store.proxy(obj)
+    else:
+        proxy = store.proxy(obj, populate_target=False)
+    del obj
+    assert dead() is None
+    assert not is_resolved(proxy)

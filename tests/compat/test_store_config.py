@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -97,6 +99,7 @@ def test_defaults():
         "populate_target": True,
         "auto_register": False,
         "verify": None,
+        "cache_bytes": None,
     }
     assert pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(TypeError):
@@ -257,3 +260,56 @@ def test_a_missing_object_does_not_break_a_process_pool(tmp_path):
         assert error.cause.key == FileKey("gone")
         assert pool.submit(_resolve, proxy).result() == 2
     store.close()
+
+
+MAKE = """
+import pickle, sys
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
+{definition}
+store = Store("nested", {cls}({directory!r}, clear=False))
+sys.stdout.buffer.write(pickle.dumps(store.proxy([1, 2], populate_target=False)))
+"""
+USE = """
+import pickle, sys
+proxy = pickle.load(sys.stdin.buffer)
+try:
+    print(sum(proxy))
+except Exception as error:
+    print(type(error.cause).__name__, error.cause)
+"""
+
+
+@pytest.mark.parametrize(
+    ("definition", "cls", "says"),
+    [
+        ("from their_module import Outer", "Outer.Inner", "3"),
+        ("class Mine(FileConnector): pass", "Mine", "UnknownConnectorError.*__main__.*move it to"),
+        (
+            "def f():\n    class Mine(FileConnector): pass\n    return Mine",
+            "f()",
+            "UnknownConnectorError.*<locals>.*move it to",
+        ),
+    ],
+    ids=["nested", "in a script", "in a function"],
+)
+def test_classes_of_connectors_in_other_processes(tmp_path, definition, cls, says):
+    # defects.md 52
+    (tmp_path / "their_module.py").write_text(
+        "from proxystore.connectors.file import FileConnector\n"
+        "class Outer:\n"
+        "    class Inner(FileConnector): pass\n"
+    )
+    make = MAKE.format(definition=definition, cls=cls, directory=str(tmp_path / "objects"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    made = subprocess.run(
+        [sys.executable, "-c", make], env=environment, capture_output=True, check=True
+    )
+    used = subprocess.run(
+        [sys.executable, "-c", USE],
+        input=made.stdout,
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    assert re.match(says, used.stdout.decode()), used.stdout

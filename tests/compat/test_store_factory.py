@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 
 import cloudpickle
 import dill
 import pytest
 
+from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
 from proxystore.factory import SimpleFactory
 from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
@@ -31,6 +35,17 @@ class Gated(LocalConnector):
     def get(self, key):
         assert self.gate.wait(30)
         self.reads += 1
+        return super().get(key)
+
+
+class GatedFiles(FileConnector):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def get(self, key):
+        assert self.gate.wait(30)
         return super().get(key)
 
 
@@ -86,8 +101,6 @@ def test_a_deserializer_is_used(store):
 
 
 def test_the_first_resolve_makes_and_registers_a_store_that_all_use(tmp_path):
-    from proxystore.connectors.file import FileConnector
-
     creator = Store("unregistered", FileConnector(tmp_path / "objects"), cache_size=3)
     first, second = (StoreFactory(creator.put(i), creator.config()) for i in range(2))
     assert get_store("unregistered") is None
@@ -172,6 +185,95 @@ def test_a_background_failure_is_raised_on_use(store):
     with pytest.raises(ProxyResolveError) as caught:
         len(proxy)
     assert isinstance(caught.value.cause, ProxyResolveMissingKeyError)
+
+
+def test_a_background_failure_is_raised_once_and_forgotten(store):
+    proxy = store.proxy_from_key(store.connector.new_key())
+    resolve_async(proxy)
+    with pytest.raises(ProxyResolveError):
+        len(proxy)
+    store._set(get_key(proxy), [1])
+    assert proxy == [1]
+
+
+def test_a_background_failure_that_nobody_has_seen_is_tried_again(store):
+    proxy = store.proxy_from_key(store.connector.new_key())
+    resolve_async(proxy)
+    assert isinstance(
+        proxy.__proxy_factory__._obj_future.exception(60), ProxyResolveMissingKeyError
+    )
+    store._set(get_key(proxy), [1])
+    resolve_async(proxy)
+    assert proxy == [1]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_second_background_resolve_changes_nothing(store, at_once, finished):
+    proxy = store.proxy([1], evict=True, populate_target=False)
+    store.connector.gate.clear()
+    at_once(*[lambda: resolve_async(proxy)] * 8)
+    first = proxy.__proxy_factory__._obj_future
+    store.connector.gate.set()
+    if finished:
+        assert first.result(60) == [1]
+        assert not is_resolved(proxy)
+    resolve_async(proxy)
+    assert proxy.__proxy_factory__._obj_future is first
+    assert proxy == [1]
+    assert store.connector.reads == 1
+    assert not store.exists(get_key(proxy))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(tmp_path, again):
+    directory = tmp_path / "objects"
+    with Store("forked", GatedFiles(directory), cache_size=0, register=True) as store:
+        proxy = store.proxy([1, 2], populate_target=False)
+        store.connector.gate.clear()
+        resolve_async(proxy)
+        ours, theirs = multiprocessing.Pipe()
+
+        def use():
+            store.connector.gate = threading.Event()
+            store.connector.gate.set()
+            if again:
+                resolve_async(proxy)
+            theirs.send(sum(proxy))
+
+        child = multiprocessing.get_context("fork").Process(target=use)
+        child.start()
+        assert ours.poll(60)
+        assert ours.recv() == 3
+        child.join()
+        store.connector.gate.set()
+        assert proxy == [1, 2]
+
+
+def test_a_background_resolve_does_not_keep_the_interpreter(tmp_path):
+    script = """if True:
+        import sys, threading
+        from proxystore.connectors.file import FileConnector
+        from proxystore.store import Store
+        from proxystore.store.utils import resolve_async
+
+        class Hanging(FileConnector):
+            def get(self, key):
+                reading.set()
+                threading.Event().wait()
+
+        reading = threading.Event()
+        store = Store("exit", Hanging(sys.argv[1]), register=True)
+        resolve_async(store.proxy([1], populate_target=False))
+        assert reading.wait(60)
+        print("over")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "objects")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "over\n", "")
 
 
 # -- 11

@@ -6,6 +6,8 @@ import errno
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +20,7 @@ from proxystore.connectors import file as file_module
 from proxystore.connectors.exceptions import StorageFullError, StoreDirectoryError
 from proxystore.connectors.file import FileConnector, FileKey
 from proxystore.serialize import frames
+from proxystore.store import Store
 from proxystore.testing import check_connector
 
 LARGE = 5_000_000
@@ -59,6 +62,49 @@ def test_an_array_is_mapped_not_read(tmp_path):
     assert array[-1] == 999_999.0
 
 
+MEMORY = """
+import sys
+import numpy as np
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+def extra(function, *args):
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # reset the peak
+    before = status("VmRSS")
+    result = function(*args)
+    return result, status("VmHWM") - before
+
+store = Store("memory", FileConnector(sys.argv[1], mmap=sys.argv[2] == "mapped"))
+array = np.ones(8_000_000)
+small = store.get(store.put(np.ones(10_000)))  # what is imported once, is now
+key, put = extra(store.put, array)
+again, get = extra(store.get, key)
+assert again[-1] == 1
+print(put, get)
+"""
+
+
+@pytest.mark.parametrize("how", ["mapped", "read"])
+def test_objects_are_not_copied_on_their_way(tmp_path, how):
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "objects"), how],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    put, get = (int(word) / 62_500 for word in run.stdout.split())
+    assert put < 0.08, "times the size of the object"
+    if how == "mapped":
+        assert get < 0.08
+    else:
+        assert 0.9 < get < 1.1, "the memory it is read into, which shows that this measures"
+
+
 def test_readers_see_whole_objects_while_one_is_replaced(tmp_path):
     connector = FileConnector(tmp_path)
     values = {bytes([i]) * LARGE for i in range(4)}
@@ -82,6 +128,73 @@ def test_readers_see_whole_objects_while_one_is_replaced(tmp_path):
         reader.join()
     assert not torn
     assert os.listdir(tmp_path) == [key.filename]
+
+
+def test_readers_of_what_is_evicted_get_all_of_it_or_nothing(tmp_path, at_once):
+    connector = FileConnector(tmp_path)
+    data = bytes(range(256)) * 300
+
+    def use(function):  # all go through the keys together
+        return [function(key) for key in keys]
+
+    for _ in range(5):
+        keys = [connector.put(data) for _ in range(300)]
+        *found, there, _ = at_once(
+            *[lambda: use(connector.get)] * 3,
+            lambda: use(connector.exists),
+            lambda: use(connector.evict),
+        )
+        assert {each is None or each == data for values in found for each in values} == {True}
+        assert set(there) <= {True, False}
+        assert not any(use(connector.exists)), "gone with its data"
+        assert set(use(connector.get)) == {None}
+
+
+def test_an_object_is_one_file(tmp_path):
+    store = Store("files", FileConnector(tmp_path / "objects"))
+    for obj in ([1], "text", np.zeros(100_000), [np.zeros(100_000)] * 3):
+        store.put(obj)
+    found = os.listdir(tmp_path / "objects")
+    assert len(found) == 4
+    assert all(os.stat(tmp_path / "objects" / name).st_nlink == 1 for name in found)
+
+
+OPERATIONS = """
+import os, sys
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
+store = Store("traced", FileConnector(sys.argv[1]), cache_size=0)
+def do(name, function, things):
+    found = [function(thing) for thing in things]
+    os.access(f"/end of {name}", os.F_OK)
+    return found
+keys = do("warming up", store.put, [0])
+for name in ("get", "exists", "evict"):  # what is found out once, is now
+    do("warming up", getattr(store, name), keys)
+keys = do("put", store.put, range(10))
+for name in ("get", "exists", "evict"):
+    do(name, getattr(store, name), keys)
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_operations_ask_little_of_the_metadata_server(tmp_path):
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-o", trace, "-e", "trace=%file,openat,fsync,mkdir,getdents64"]
+    command += [sys.executable, "-c", OPERATIONS, str(tmp_path / "objects")]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("strace cannot trace here")
+    calls = {}
+    names = []
+    for line in trace.read_text().splitlines():
+        if (end := re.search(r'"/end of (.*?)"', line)) is not None:
+            calls[end[1]], names = names, []
+        elif f"{tmp_path}/objects" in line:
+            names.append(re.search(r"\d+ +(\w+)\(", line)[1])
+    assert calls["put"] == ["openat", "rename"] * 10
+    assert calls["get"] == ["openat"] * 10
+    assert len(calls["exists"]) == 10
+    assert len(calls["evict"]) == 10
 
 
 def test_a_full_disk_leaves_nothing_and_says_how_much_is_missing(tmp_path, small_disk):

@@ -212,6 +212,16 @@ class TestEnd:
         assert objects.store.exists(key)
         objects.store.evict(key)
 
+    def test_a_result_is_there_for_all_who_read_it(self, client, array, objects):
+        first = client.submit(identity, array)
+        for _ in range(2):
+            assert client.submit(total, first, pure=False).result() == array.sum()
+            assert (first.result() == array).all()
+        again = client.submit(identity, array)
+        assert again.key == first.key
+        assert (again.result() == array).all()
+        assert (client.gather([first, again])[1] == array).all()
+
 
 class TestCluster:
     def test_restart(self, client, array, objects):

@@ -77,7 +77,7 @@ def test_errors_say_what_does_not_match():
         frames.load(stored)
     assert caught.value.what == "checksum"
     stored[8] = 99
-    with pytest.raises(CorruptDataError, match="its version should be 1 but is 99"):
+    with pytest.raises(CorruptDataError, match="its version should be 1 or 2 but is 99"):
         frames.load(stored)
 
 
@@ -197,3 +197,26 @@ def test_pickle_is_tried_before_cloudpickle():
     assert frames.describe(frames.dump({"a": 1}).join()).kind == "pickle"
     assert frames.describe(frames.dump(lambda: 1).join()).kind == "cloudpickle"
     assert pickle.HIGHEST_PROTOCOL >= 5
+
+
+def test_when_neither_can_both_errors_are_there():
+    class Refuses:
+        def __reduce__(self):
+            errors.append(ValueError(len(errors)))
+            raise errors[-1]
+
+    errors = []
+    with pytest.raises(SerializationError) as caught:
+        frames.dump([Refuses()])
+    assert caught.value.__cause__ is errors[1]
+    assert caught.value.__cause__.__context__ is errors[0]
+
+
+def test_a_late_failure_of_pickle_does_not_copy_the_arrays_before_it():
+    array = np.zeros(1_000_000)
+    tracemalloc.start()
+    buffers = frames.dump([array, lambda: 1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert frames.describe(buffers.join()).kind == "cloudpickle"
+    assert peak < array.nbytes / 10

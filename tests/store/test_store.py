@@ -154,6 +154,21 @@ def test_an_object_of_one_s_own():
     assert store.get(key) == [1, 2]
 
 
+def test_what_another_process_has_changed_is_seen_without_the_cache(tmp_path):
+    ours = Store("n", FileConnector(tmp_path / "objects"))
+    theirs = Store("n", FileConnector(tmp_path / "objects"))
+    changed, gone = ours.put_batch(["old", "old"])
+    assert ours.get_batch([changed, gone]) == ["old", "old"]
+    theirs._set(changed, "new")
+    theirs.evict(gone)
+    assert ours.get(changed) == "old", "a cached object is what it was"
+    assert ours.get(changed, cache=False) == "new"
+    assert ours.get(gone, cache=False) is None
+    uncached = Store("n", FileConnector(tmp_path / "objects"), cache_size=0)
+    assert uncached.get(changed) == "new"
+    assert not uncached.exists(gone)
+
+
 @pytest.mark.parametrize("size", [10, 1_000_000])
 def test_truncated_objects_are_noticed(tmp_path, size):
     store = Store("n", FileConnector(tmp_path / "objects", mmap=True))
@@ -301,6 +316,7 @@ class TestWire:
         [
             StoreConfig(name="n", connector={"kind": "local"}),
             StoreConfig(name="ü", connector={"kind": "x.y.Z", "options": {"a": [1, {"b": None}]}}),
+            StoreConfig(name="ü", connector={"kind": "x.y.Z", "options": {"a": ((), [(1, {})])}}),
             StoreConfig(name="n", connector={"kind": "file"}, cache_size=3, verify=True),
             StoreConfig(name="n", connector={"kind": "proxystore.connectors.file.FileConnector"}),
             StoreConfig(name="n", connector=FULL),
@@ -319,7 +335,8 @@ class TestWire:
         assert decode(encode(config)) is decode(encode(config))
 
     @pytest.mark.parametrize(
-        "options", [{"a": (1,)}, {"a": b"x"}, {"a": {1: 2}}, {"a": float("nan")}, {"a": object()}]
+        "options",
+        [{"a": {"()": [1]}}, {"a": b"x"}, {"a": {1: 2}}, {"a": float("nan")}, {"a": object()}],
     )
     def test_what_text_cannot_hold_travels_as_it_is(self, options):
         config = StoreConfig(name="n", connector={"kind": "local", "options": options})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self
 
+from proxystore.connectors.exceptions import ConnectorError
 from proxystore.serialize import BytesLike
 
 KeyT = TypeVar("KeyT", bound=tuple[Any, ...])
@@ -38,6 +42,77 @@ def checked_name(name: str) -> str:
     if not OBJECT_NAME.match(name):
         raise ValueError(f"an object's name must be a UUID, or one with .suffix, got {name!r}")
     return name
+
+
+def writes_buffers(connector: object, method: str = "put") -> bool:
+    """Say whether to call a connector's ``put_buffers`` in place of its ``put``.
+
+    Not where a subclass has a ``put`` of its own and inherits the other: it would be
+    passed over, with whatever it does to the data.
+
+    Args:
+        connector: Its class is asked.
+        method: "put", or "set" for ``set_buffers`` in place of ``set``.
+    """
+    cls: Any = type(connector)
+    return _writes_buffers(cls, method)
+
+
+# Asked before each put; as many classes as one process may ever use.
+@functools.lru_cache(maxsize=256)
+def _writes_buffers(connector: Any, method: str) -> bool:
+    for cls in connector.__mro__:
+        if f"{method}_buffers" in vars(cls):
+            return True
+        if method in vars(cls):
+            return False
+    return False
+
+
+@contextmanager
+def translate(
+    foreign: type[Exception], into: Callable[[Exception], ConnectorError]
+) -> Iterator[None]:
+    """Raise a back end's own exceptions as ours, inside this context.
+
+    Args:
+        foreign: Base of the exceptions to look for. What is a `ConnectorError` already
+            passes as it is.
+        into: Gives the one to raise; its ``__cause__`` is the back end's.
+    """
+    try:
+        yield
+    except foreign as error:
+        if isinstance(error, ConnectorError):
+            raise
+        raise into(error) from error
+
+
+def disown(connector: object) -> None:
+    """Leave deleting to somebody else, where a connector does any when it is closed."""
+    method = getattr(connector, "disown", None)
+    if method is not None:
+        method()
+
+
+def abandon(connector: Any) -> None:
+    """Close a connector as if it had never been opened; no object is deleted."""
+    disown(connector)
+    method = getattr(connector, "abandon", None)
+    if method is not None:
+        method()
+    else:
+        close(connector, clear=False)
+
+
+def close(connector: Any, *, clear: bool | None = None) -> None:
+    """Close a connector, with `clear` if that is not None and an argument of its `close`."""
+    options = {}
+    if clear is not None:
+        parameters = inspect.signature(connector.close).parameters.values()
+        if any(p.name == "clear" or p.kind is p.VAR_KEYWORD for p in parameters):
+            options["clear"] = clear
+    connector.close(**options)
 
 
 class ConnectorMixin(Generic[KeyT]):

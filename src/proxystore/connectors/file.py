@@ -19,6 +19,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from time import monotonic, sleep
 from typing import Any, Literal, NamedTuple
 
 from proxystore.connectors._base import OBJECT_NAME, ConnectorMixin, checked_name, new_name
@@ -45,6 +46,12 @@ _NETWORK_FILE_SYSTEMS = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "daos", "fuse", "glusterfs", "gpfs", "lustre"),
     *("ncpfs", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"),
 }
+
+# First and longest time between two looks of `wait`, in seconds. A look costs 2 us here;
+# on a network it costs a server that all nodes share, so it is a longer wait that makes
+# it worth while.
+_PAUSES = (0.001, 0.05)
+_PAUSES_ON_NETWORK = (0.02, 1.0)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -94,8 +101,9 @@ class FileConnector(ConnectorMixin[FileKey]):
         self.buffering = buffering
         self.mmap = mmap
         self._maps: bool | None = None if mmap == "auto" else bool(mmap)
+        self._on_network: bool | None = None  # found out when it matters
         self._creator_pid: int | None = os.getpid()
-        _open_directory(self.store_dir)
+        self._made_directory = _open_directory(self.store_dir)
 
     def __repr__(self) -> str:
         return f"FileConnector(directory={self.store_dir})"
@@ -111,12 +119,23 @@ class FileConnector(ConnectorMixin[FileKey]):
     def maps_from(self) -> int | None:
         """Length in bytes from which on `get` maps a file; None: it never does."""
         if self._maps is None:
-            self._maps = _file_system(self.store_dir) not in _NETWORK_FILE_SYSTEMS
+            self._maps = not self._is_on_network()
         return _MAP_FROM if self._maps else None
+
+    def _is_on_network(self) -> bool:
+        if self._on_network is None:
+            self._on_network = _file_system(self.store_dir) in _NETWORK_FILE_SYSTEMS
+        return self._on_network
 
     def disown(self) -> None:
         """Leave deleting to somebody else: `close` deletes only if told to in the call."""
         self._creator_pid = None
+
+    def abandon(self) -> None:
+        """Close as if it had never been opened: if that has made the directory, it goes again."""
+        if self._made_directory:
+            with contextlib.suppress(OSError):  # not empty, or gone
+                os.rmdir(self.store_dir)
 
     def close(self, clear: bool | None = None) -> None:
         """Delete the objects and then the directory, if that is asked for.
@@ -193,6 +212,25 @@ class FileConnector(ConnectorMixin[FileKey]):
         """Remove the object; that it is not there is no error."""
         _unlink(self._path(key))
 
+    def wait(self, key: FileKey, timeout: float) -> bool:
+        """Return True once there is an object under `key`, False if none comes.
+
+        Looks again and again, ever more seldom: inotify does not see what other nodes do.
+
+        Args:
+            key: Of an object that any process may set.
+            timeout: Longest wait, in seconds; 0: only look.
+        """
+        end = monotonic() + timeout
+        pause, longest = _PAUSES_ON_NETWORK if self._is_on_network() else _PAUSES
+        while not self.exists(key):
+            left = end - monotonic()
+            if left <= 0:
+                return False
+            sleep(min(pause, left))
+            pause = min(2 * pause, longest)
+        return True
+
     def keys(self, prefix: str = "") -> Iterator[FileKey]:
         """Yield the key of each stored object whose name starts with `prefix`."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.store_dir) as entries:
@@ -233,12 +271,19 @@ class FileConnector(ConnectorMixin[FileKey]):
             raise
 
 
-def _open_directory(path: str) -> None:
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        found = os.stat(path)
-    except OSError as error:
-        raise StoreDirectoryError(path, error.strerror or str(error)) from error
+def _open_directory(path: str) -> bool:
+    """Make the directory if there is none; return whether it was made."""
+    for attempts_left in reversed(range(10)):
+        is_new = not os.path.exists(path)
+        try:
+            _make_directories(path)
+            found = os.stat(path)
+            break
+        except OSError as error:
+            # Who closes another store here may have removed it between two looks at it.
+            vanished = isinstance(error, (FileExistsError, FileNotFoundError))
+            if not (vanished and attempts_left):
+                raise StoreDirectoryError(path, error.strerror or str(error)) from error
     # Who may write here may have code run by who reads (stored bytes are unpickled).
     # A sticky directory of root's, as /tmp, is shared by design: there nobody can
     # replace another user's file.
@@ -251,6 +296,20 @@ def _open_directory(path: str) -> None:
         logger.warning("any user may write to %r, and have code run by who reads it", path)
     if not os.access(path, os.W_OK | os.X_OK):
         raise StoreDirectoryError(path, "it cannot be written to")
+    return is_new
+
+
+def _make_directories(path: str) -> None:
+    # os.makedirs makes parents with the mode that the umask leaves: whoever may write to one
+    # could put a directory of theirs in the place of ours.
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        _make_directories(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
 
 
 def _unlink(path: str) -> None:

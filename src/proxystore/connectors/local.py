@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,24 @@ class LocalKey(NamedTuple):
     """Key of an object in a `LocalConnector`."""
 
     id: str
+
+
+# Who waits for an object: by the identity of the dictionary, which connectors may share,
+# and by key.
+_waiting: dict[tuple[int, LocalKey], list[threading.Event]] = {}
+# Protects the lists. Nobody waits for anything while holding it. Re-entrant: the garbage
+# collector may run a finalizer that sets an object in the middle.
+_lock = threading.RLock()
+
+
+def _forget_waiting() -> None:
+    # They are threads of the parent, one of which may have held the lock.
+    global _lock
+    _lock = threading.RLock()
+    _waiting.clear()
+
+
+os.register_at_fork(after_in_child=_forget_waiting)
 
 
 class LocalConnector(ConnectorMixin[LocalKey]):
@@ -74,6 +94,37 @@ class LocalConnector(ConnectorMixin[LocalKey]):
     def set(self, key: LocalKey, obj: BytesLike) -> None:
         """Put an object behind a key, replacing what was there."""
         self._store[key] = obj
+        if _waiting:  # looked at after the object is there, as `wait` does it the other way round
+            with _lock:
+                for arrived in _waiting.get((id(self._store), key), ()):
+                    arrived.set()
+
+    def wait(self, key: LocalKey, timeout: float) -> bool:
+        """Return True once there is an object under `key`, False if none comes.
+
+        Args:
+            key: Of an object that any connector with the same dictionary may `set`; what
+                is put into the dictionary in other ways is noticed when the time is up.
+            timeout: Longest wait, in seconds; 0: only look.
+        """
+        if timeout <= 0 or key in self._store:
+            return key in self._store
+        arrived = threading.Event()
+        place = (id(self._store), key)
+        with _lock:
+            _waiting.setdefault(place, []).append(arrived)
+        try:
+            # Once more: who has set it a moment ago has told nobody.
+            if key not in self._store:
+                arrived.wait(timeout)
+            return key in self._store
+        finally:
+            with _lock:
+                others = _waiting.get(place, [])
+                if arrived in others:
+                    others.remove(arrived)
+                if not others:
+                    _waiting.pop(place, None)
 
     def put_buffers(self, parts: Sequence[BytesLike]) -> LocalKey:
         """Store the concatenation of `parts`; it is copied, since parts alias objects."""

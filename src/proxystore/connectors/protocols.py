@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from proxystore.serialize import BytesLike
 
 KeyT = TypeVar("KeyT", bound=tuple[Any, ...])
+KeyT_contra = TypeVar("KeyT_contra", bound=tuple[Any, ...], contravariant=True)
 KeyT_co = TypeVar("KeyT_co", bound=tuple[Any, ...], covariant=True)
 
 
@@ -81,7 +82,10 @@ class DeferrableConnector(Protocol[KeyT]):
 class BufferConnector(Protocol[KeyT]):
     """A connector that writes several pieces of memory as one object.
 
-    Without these methods it gets the pieces joined, which costs a copy.
+    Without these methods it gets the pieces joined, which costs a copy. So does a subclass
+    that has a `put` (or `set`) of its own and inherits these. Keyword arguments that `put`
+    takes, `put_buffers` takes too. A connector that also has ``put_buffers_batch``, for a
+    list of what `put_buffers` takes, gets a batch through it: all or nothing.
     """
 
     def put_buffers(self, parts: Sequence[BytesLike]) -> KeyT:
@@ -103,4 +107,42 @@ class EnumerableConnector(Protocol[KeyT_co]):
 
     def keys(self, prefix: str = "") -> Iterator[KeyT_co]:
         """Yield the key of each stored object whose name starts with `prefix`."""
+        ...
+
+
+@runtime_checkable
+class WaitableConnector(Protocol[KeyT_contra]):
+    """A connector that can tell when an object comes, without being asked all the time."""
+
+    def wait(self, key: KeyT_contra, timeout: float) -> bool:
+        """Return True once there is an object under `key`, False if none comes.
+
+        Args:
+            key: Of an object that may be there already: then the answer is immediate.
+            timeout: Longest wait, in seconds; 0: only look.
+        """
+        ...
+
+
+@runtime_checkable
+class ClaimableConnector(Protocol[KeyT_contra]):
+    """A connector at which exactly one of several consumers gets an object."""
+
+    def claim(self, key: KeyT_contra, claimant: str, seconds: float) -> str:
+        """Try to claim the object for a time, and return who has it now.
+
+        It goes to `claimant` if nobody has it, if `claimant` has it already (whose time
+        starts anew), or if the time of whoever has it is up. All in one step: of several
+        claimants at once, exactly one gets it. Whether the object exists is not looked at.
+        `evict` ends every claim on its key.
+
+        Args:
+            key: Of the object.
+            claimant: Who wants it: any text without line breaks.
+            seconds: How long nobody else can have it; more than 0.
+        """
+        ...
+
+    def release(self, key: KeyT_contra, claimant: str) -> None:
+        """End the claim of `claimant`; if somebody else has the object, do nothing."""
         ...

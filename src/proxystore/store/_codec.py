@@ -14,7 +14,9 @@ from proxystore.serialize import (
     is_bytes_like,
     serialize,
 )
+from proxystore.store._failures import Failure, is_failure
 from proxystore.store.types import DeserializerT, SerializerT
+from proxystore.utils._process import owner
 
 # What goes to a connector: several pieces that make one object, or data in one piece.
 Encoded = frames.Buffers | BytesLike
@@ -55,7 +57,7 @@ class Codec:
         """
         serializer = serializer or self.serializer
         if serializer is None or serializer is serialize:
-            buffers = frames.dump(obj)
+            buffers = frames.dump(obj, owner=owner())
             return buffers.seal() if self._seals(buffers.nbytes, connector) else buffers
         data = serializer(obj)
         if not is_bytes_like(data):
@@ -75,18 +77,23 @@ class Codec:
         """Return the object in `data`.
 
         Raises:
+            Exception: What `data` hold in place of an object, see `Failure`.
             SerializationError: Whatever went wrong, with the key; ``__cause__`` is it.
         """
         deserializer = deserializer or self.deserializer
         try:
-            if deserializer is None or deserializer is deserialize:
-                return self._load(data)
-            return deserializer(data)
+            if deserializer is None or deserializer is deserialize or is_failure(data):
+                obj = self._load(data)
+            else:
+                obj = deserializer(data)
         except Exception as error:
             raise SerializationError(
                 f"Failed to deserialize object with key {key!r} using "
                 f"{name_of(deserializer or deserialize)}: {error}"
             ) from error
+        if type(obj) is Failure:
+            raise obj.error()
+        return obj
 
     def _load(self, data: BytesLike) -> Any:
         if not frames.is_stored_form(data):

@@ -40,7 +40,7 @@ class Silent:
     def on(self, key: Any, **attributes: Any) -> None:
         return None
 
-    def count(self, name: str) -> None:
+    def count(self, name: str, times: int = 1) -> None:
         return None
 
     def detail(self, text: str) -> None:
@@ -58,7 +58,7 @@ class Operation(Silent):
         self._key: Any = None
         self._detail = ""
         self._attributes: dict[str, Any] = {}
-        self._counts: list[str] = []
+        self._counts: list[tuple[str, int]] = []
         self._steps: list[tuple[str, float]] = []
 
     def __enter__(self) -> Operation:
@@ -77,8 +77,8 @@ class Operation(Silent):
         if self._metrics is not None and self._key is not None:
             for name, value in self._attributes.items():
                 self._metrics.add_attribute(f"{self._name}.{name}", self._key, value)
-            for name in self._counts:
-                self._metrics.add_counter(f"{self._name}.{name}", self._key, 1)
+            for name, times in self._counts:
+                self._metrics.add_counter(f"{self._name}.{name}", self._key, times)
             for name, step_ms in self._steps:
                 self._metrics.add_time(f"{self._name}.{name}", self._key, step_ms)
             self._metrics.add_time(self._name, self._key, elapsed_ms)
@@ -104,9 +104,10 @@ class Operation(Silent):
         self._key = key
         self._attributes.update(attributes)
 
-    def count(self, name: str) -> None:
-        """Count an event of the operation."""
-        self._counts.append(name)
+    def count(self, name: str, times: int = 1) -> None:
+        """Count an event of the operation; 0 times is not counted."""
+        if times:
+            self._counts.append((name, times))
 
     def detail(self, text: str) -> None:
         """Add to the line in the log."""
@@ -130,8 +131,12 @@ class Observer:
         self.metrics = metrics
         self.log = log
 
+    def listens(self) -> bool:
+        """Say whether anybody would learn of an operation."""
+        return self.metrics is not None or self.log.isEnabledFor(logging.DEBUG)
+
     def __call__(self, name: str) -> Silent:
         """Return a context manager for one operation."""
-        if self.metrics is None and not self.log.isEnabledFor(logging.DEBUG):
+        if not self.listens():
             return _SILENT
         return Operation(name, self.store, self.log, self.metrics)

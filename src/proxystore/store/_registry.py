@@ -10,17 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from proxystore.connectors._base import abandon, disown
 from proxystore.proxy import Proxy, get_factory
 from proxystore.store import _wire
 from proxystore.store.exceptions import ProxyStoreFactoryError, StoreExistsError
 
 if TYPE_CHECKING:
+    from proxystore.connectors.protocols import Connector
     from proxystore.store.base import Store
     from proxystore.store.config import StoreConfig
+    from proxystore.store.types import ConnectorKeyT
 
 logger = logging.getLogger("proxystore.store")
 
@@ -29,6 +33,12 @@ _stores: dict[str, Store[Any]] = {}
 # by name and then by the text of their configuration.
 _elsewhere: dict[str, dict[str, Store[Any]]] = {}
 _making: dict[str, threading.RLock] = {}
+# Stores that were made here for proxies from elsewhere. A worker that lives for long would
+# keep the caches and connections of all jobs it has ever seen; so of these, and of each
+# name's in `_elsewhere`, the oldest are forgotten (not closed: a thread may be using one).
+# A proxy that still needs one has it made again.
+_guests: dict[str, Store[Any]] = {}
+_MOST_GUESTS = 64
 _lock = threading.RLock()
 
 
@@ -72,6 +82,7 @@ def register_store(store: Store[Any], exist_ok: bool = False) -> None:
             raise error
         _stores[store.name] = store
         _elsewhere.pop(store.name, None)
+        _guests.pop(store.name, None)
     logger.info("registered the store %r", store.name)
 
 
@@ -81,6 +92,7 @@ def unregister_store(name_or_store: str | Store[Any]) -> None:
     with _lock:
         known = _stores.pop(name, None)
         _elsewhere.pop(name, None)
+        _guests.pop(name, None)
     if known is not None:
         logger.info("unregistered the store %r", name)
 
@@ -132,6 +144,8 @@ def get_or_create_store(store_config: StoreConfig, *, register: bool = True) -> 
         making = _making.setdefault(name, threading.RLock())
     with making:
         store = _stores.get(name)
+        if store is not None and store.is_at(store_config.connector):
+            return store  # which whoever had the lock has made
         if store is not None:
             return _elsewhere_or_same(store, store_config)
         from proxystore.store.base import Store  # base imports this module
@@ -139,10 +153,22 @@ def get_or_create_store(store_config: StoreConfig, *, register: bool = True) -> 
         # Registered below, when it is complete and known to be nobody's rival.
         store = Store.from_config(store_config.model_copy(update={"auto_register": False}))
         store.auto_register = store_config.auto_register
-        _disown(store.connector)
+        disown(store.connector)
         if register or store_config.auto_register:
             register_store(store)
+            _welcome(store)
         return store
+
+
+def _welcome(store: Store[Any]) -> None:
+    """Count a store that was made here among the guests."""
+    if not hasattr(store.connector, "disown"):
+        return  # its objects may be nowhere but in it
+    with _lock:
+        _guests[store.name] = store
+        oldest = next(iter(_guests)) if len(_guests) > _MOST_GUESTS else None
+    if oldest is not None:
+        unregister_store(oldest)
 
 
 def _elsewhere_or_same(store: Store[Any], config: StoreConfig) -> Store[Any]:
@@ -156,12 +182,16 @@ def _elsewhere_or_same(store: Store[Any], config: StoreConfig) -> Store[Any]:
     others = _elsewhere.setdefault(store.name, {})
     if text in others:
         return others[text]
+    if len(others) >= _MOST_GUESTS:
+        del others[next(iter(others))]
     try:
         connector = config.connector.get_connector()
     except Exception:  # noqa: BLE001 - any constructor may raise anything; see above
         others[text] = store
         return store
-    if type(connector) is type(store.connector) and connector.config() == store.connector.config():
+    disown(connector)
+    if _same_place(connector, store.connector):
+        abandon(connector)
         others[text] = store
         return store
     logger.warning(
@@ -171,7 +201,6 @@ def _elsewhere_or_same(store: Store[Any], config: StoreConfig) -> Store[Any]:
         store.connector,
         connector,
     )
-    _disown(connector)
     other = type(store).from_config(
         config.model_copy(update={"auto_register": False}), connector=connector
     )
@@ -179,10 +208,78 @@ def _elsewhere_or_same(store: Store[Any], config: StoreConfig) -> Store[Any]:
     return other
 
 
-def _disown(connector: object) -> None:
-    disown = getattr(connector, "disown", None)
-    if disown is not None:
-        disown()
+class _Home(NamedTuple):
+    """The store of a configuration; neither is kept alive.
+
+    Attributes:
+        config: The configuration, by whose identity this is found.
+        store: Its store, which need not be registered (any more).
+        is_maker: The store has made the configuration; otherwise it was registered once when
+            somebody asked.
+    """
+
+    config: weakref.ref[StoreConfig]
+    store: weakref.ref[Store[Any]]
+    is_maker: bool
+
+
+_homes: dict[int, _Home] = {}
+
+
+def remember(config: StoreConfig, store: Store[Any], *, is_maker: bool) -> None:
+    """Let `store_at` return `store` for this very configuration, while there is such a store."""
+    place = id(config)
+    # The callback frees the place before another object can have the same identity.
+    ref = weakref.ref(config, lambda _: _homes.pop(place, None))
+    _homes[place] = _Home(ref, weakref.ref(store), is_maker)
+
+
+def store_at(config: StoreConfig) -> Store[Any] | None:
+    """Return the store that a configuration means, if this process has it; none is made."""
+    home = _homes.get(id(config))
+    known = None
+    if home is not None and home.config() is config:
+        known = home.store()
+        if known is not None and home.is_maker:
+            return known
+    store = _stores.get(config.name)
+    if store is not None and not store.is_at(config.connector):
+        store = _elsewhere.get(config.name, {}).get(_wire.encode(config) or repr(config))
+    if store is not None and store is not known:
+        remember(config, store, is_maker=False)
+    return store or known
+
+
+def evict_from(config: StoreConfig, key: ConnectorKeyT) -> None:
+    """Remove an object, without making a store where there is none (any more).
+
+    If `store_at` knows none, a connector is made for it, and closed again; nothing but the
+    object is deleted.
+    """
+    store = store_at(config)
+    if store is not None:
+        store.evict(key)
+        return
+    named = _stores.get(config.name)
+    try:
+        connector = config.connector.get_connector()
+    except Exception:
+        if named is None:
+            raise
+        named.evict(key)  # see _elsewhere_or_same
+        return
+    disown(connector)
+    try:
+        if named is not None and _same_place(connector, named.connector):
+            named.evict(key)
+        else:
+            connector.evict(key)
+    finally:
+        abandon(connector)
+
+
+def _same_place(a: Connector[Any], b: Connector[Any]) -> bool:
+    return type(a) is type(b) and a.config() == b.config()
 
 
 def _forget_locks() -> None:

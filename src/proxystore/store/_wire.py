@@ -19,7 +19,7 @@ from proxystore.utils.imports import import_from_path
 
 # The order of the fields in the text; what ends the list and is at its default is
 # left out. Appending fields keeps old texts readable.
-_FIELDS = ("cache_size", "metrics", "populate_target", "auto_register", "verify")
+_FIELDS = tuple("cache_size metrics populate_target auto_register verify cache_bytes".split())
 _DEFAULTS = [StoreConfig.model_fields[name].default for name in _FIELDS]
 
 # Our own connectors, "proxystore.connectors.file.FileConnector", are written ".file";
@@ -28,6 +28,7 @@ _DEFAULTS = [StoreConfig.model_fields[name].default for name in _FIELDS]
 _USUAL: dict[str, dict[str, Any]] = {
     ".file": {"clear": True, "buffering": -1},
     ".local": {"include_data_in_config": False},
+    ".redis": {"clear": False},
 }
 
 # As many configurations as one process may ever see at once; past that, decoding
@@ -64,18 +65,38 @@ def encode(config: StoreConfig) -> str | None:
         options = {k: v for k, v in options.items() if k not in usual or not _same(v, usual[k])}
     fields = [config.name, kind, options, *tail]
     try:
-        text = json.dumps(fields, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError):
+        text = json.dumps(
+            _marked(fields), separators=(",", ":"), allow_nan=False, ensure_ascii=False
+        )
+    except (TypeError, ValueError, RecursionError):
         return None
-    # Tuples, non-string keys and the like would come back as something else.
-    return text if _same(json.loads(text), fields) else None
+    # Non-string keys and the like would come back as something else.
+    return text if _same(_read(text), fields) else None
 
 
-def decode(text: str) -> StoreConfig:
-    """Return the configuration in `text`: the same instance each time; do not change it."""
+def encode_apart(config: StoreConfig) -> tuple[str | None, tuple[Any, ...] | None]:
+    """Return `config` as text without its serializers, and these; None twice if that fails."""
+    functions = {"serializer": config.serializer, "deserializer": config.deserializer}
+    text = encode(config.model_copy(update=dict.fromkeys(functions)))
+    return text, None if text is None else tuple(functions.values())
+
+
+def decode(text: str, functions: tuple[Any, ...] | None = None) -> StoreConfig:
+    """Return the configuration in `text`: the same instance each time; do not change it.
+
+    Args:
+        text: From `encode`.
+        functions: Serializer and deserializer, from `encode_apart`; then the instance is
+            a new one. None: there are none.
+    """
+    if functions is not None:
+        serializer, deserializer = functions
+        return decode(text).model_copy(
+            update={"serializer": serializer, "deserializer": deserializer}
+        )
     found = _decoded.get(text)
     if found is None:
-        name, kind, options, *tail = json.loads(text)
+        name, kind, options, *tail = _read(text)
         found = StoreConfig(
             name=name,
             connector=ConnectorConfig(
@@ -130,12 +151,34 @@ def _long(kind: str, suffix: str) -> str:
     return f"{_PREFIX}{kind[1:]}.{kind[1:].capitalize()}{suffix}"
 
 
+# A tuple, as in the options of a MultiConnector, is written {"()": [...]}.
+_TUPLE = "()"
+
+
+def _marked(value: Any) -> Any:
+    if type(value) is tuple:
+        return {_TUPLE: [_marked(item) for item in value]}
+    if type(value) is list:
+        return [_marked(item) for item in value]
+    if type(value) is dict:
+        return {key: _marked(item) for key, item in value.items()}
+    return value
+
+
+def _read(text: str) -> Any:
+    return json.loads(text, object_hook=_unmarked)
+
+
+def _unmarked(found: dict[str, Any]) -> Any:
+    return tuple(found[_TUPLE]) if found.keys() == {_TUPLE} else found
+
+
 def _same(a: Any, b: Any) -> bool:
     """Equality that tells True from 1 and a list from a tuple."""
     if type(a) is not type(b):
         return False
     if type(a) is dict:
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if type(a) is list:
+    if type(a) is list or type(a) is tuple:
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)

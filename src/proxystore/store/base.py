@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload
 
 from typing_extensions import Self
 
-from proxystore.proxy import Proxy
+from proxystore.connectors._base import abandon, writes_buffers
+from proxystore.proxy import Proxy, ProxyLocker, _proxy_trampoline
 from proxystore.serialize import BytesLike, deserialize, serialize
-from proxystore.store import _wire
+from proxystore.store import _threads, _wire
 from proxystore.store._codec import Codec, Encoded, joined, parts_of, size_of
-from proxystore.store._inflight import Flights
+from proxystore.store._failures import failure_in
+from proxystore.store._inflight import INTERRUPTED, Flight, Flights
 from proxystore.store._observe import Observer, Silent
-from proxystore.store._registry import register_store, unregister_this
+from proxystore.store._registry import register_store, remember, unregister_this
 from proxystore.store.cache import LRUCache
-from proxystore.store.config import ConnectorConfig, StoreConfig
-from proxystore.store.exceptions import NonProxiableTypeError
-from proxystore.store.factory import StoreFactory
+from proxystore.store.config import ConnectorConfig, StoreConfig, size_from
+from proxystore.store.exceptions import NonProxiableTypeError, ProxyResolveMissingKeyError
+from proxystore.store.factory import PollingStoreFactory, StoreFactory, check_polling
+from proxystore.store.future import Future
 from proxystore.store.lifetimes import Lifetime
 from proxystore.store.metrics import StoreMetrics
+from proxystore.store.ref import OwnedProxy, into_owned
 from proxystore.store.types import ConnectorKeyT, ConnectorT, DeserializerT, SerializerT
 from proxystore.utils.imports import get_object_path
 
@@ -34,11 +42,16 @@ NonProxiableT: TypeAlias = bool | None
 NonProxiable = TypeVar("NonProxiable", bool, None)
 
 
+# Tells "no such key" from a stored None.
+_MISSING: Final[Any] = object()
+
+
 class _Cached(NamedTuple):
-    """An object and who decoded it: another decoder's object is another object."""
+    """An object, and who decoded it: another decoder's object is another object."""
 
     obj: Any
     deserializer: DeserializerT | None
+    nbytes: int
 
 
 class Store(Generic[ConnectorT]):
@@ -57,6 +70,9 @@ class Store(Generic[ConnectorT]):
         serializer: Turns an object into bytes. None: `proxystore.serialize`.
         deserializer: Turns bytes into an object. None: `proxystore.serialize`.
         cache_size: How many objects `get` remembers; 0: none.
+        cache_bytes: How many bytes they may take together, as they are stored; a number, or
+            text such as "1 GB". An object that takes more by itself is not remembered.
+            None: any number.
         metrics: Keep counts and times of operations in `metrics`.
         populate_target: Default of `proxy`'s parameter of that name.
         register: Register the store under its name until it is closed.
@@ -65,7 +81,7 @@ class Store(Generic[ConnectorT]):
             the checksum of whatever is unpickled, are compared always.
 
     Raises:
-        ValueError: `cache_size` is negative.
+        ValueError: `cache_size` or `cache_bytes` is negative, or `cache_bytes` no size.
         StoreExistsError: `register` is set and the name is taken.
 
     Attributes:
@@ -85,12 +101,14 @@ class Store(Generic[ConnectorT]):
         populate_target: bool = True,
         register: bool = False,
         verify: bool | None = None,
+        cache_bytes: int | str | None = None,
     ) -> None:
         if cache_size < 0:
             raise ValueError(f"cache_size must be 0 (no caching) or more, got {cache_size}")
+        cache_bytes = size_from(cache_bytes, "cache_bytes")
         self._name = name
         self.connector = connector
-        self.cache: LRUCache[ConnectorKeyT, _Cached] = LRUCache(cache_size)
+        self.cache: LRUCache[ConnectorKeyT, _Cached] = LRUCache(cache_size, maxbytes=cache_bytes)
         self.populate_target = populate_target
         self.auto_register = register
         self._metrics = StoreMetrics() if metrics else None
@@ -101,9 +119,18 @@ class Store(Generic[ConnectorT]):
         # in the middle of an operation may evict.
         self._connector_lock = threading.RLock()
         self._shared_config: tuple[Any, StoreConfig] | None = None
+        _living.add(self)
         if register:
             register_store(self)
         logger.info("initialized %r", self)
+
+    def _after_fork(self) -> None:
+        # Threads of the parent may hold the locks, and fetch what nobody here will get.
+        self._connector_lock = threading.RLock()
+        self._flights = Flights()
+        self.cache.after_fork()
+        if self._metrics is not None:
+            self._metrics.after_fork()
 
     # -- what it is
 
@@ -179,6 +206,7 @@ class Store(Generic[ConnectorT]):
             populate_target=self.populate_target,
             auto_register=self.auto_register,
             verify=self._codec.verify,
+            cache_bytes=self.cache.maxbytes,
         )
 
     def _config(self) -> StoreConfig:
@@ -190,6 +218,7 @@ class Store(Generic[ConnectorT]):
         shared = self._shared_config
         if shared is None or shared[0] is not self.connector:
             self._shared_config = shared = (self.connector, _wire.share(self.config()))
+            remember(shared[1], self, is_maker=True)
         return shared[1]
 
     def is_at(self, connector: ConnectorConfig) -> bool:
@@ -210,19 +239,25 @@ class Store(Generic[ConnectorT]):
             ConnectorOptionsError: The connector does not take its options.
             StoreExistsError: `config.auto_register` is set and the name is taken.
         """
-        if connector is None:
-            connector = config.connector.get_connector()
-        return cls(
-            name=config.name,
-            connector=connector,
-            serializer=config.serializer,
-            deserializer=config.deserializer,
-            cache_size=config.cache_size,
-            metrics=config.metrics,
-            populate_target=config.populate_target,
-            register=config.auto_register,
-            verify=config.verify,
-        )
+        made: Any = config.connector.get_connector() if connector is None else None
+        try:
+            return cls(
+                name=config.name,
+                connector=made if connector is None else connector,
+                serializer=config.serializer,
+                deserializer=config.deserializer,
+                cache_size=config.cache_size,
+                metrics=config.metrics,
+                populate_target=config.populate_target,
+                register=config.auto_register,
+                verify=config.verify,
+                cache_bytes=config.cache_bytes,
+            )
+        except BaseException:
+            if made is not None:  # nobody else has it
+                with suppress(Exception):
+                    abandon(made)
+            raise
 
     # -- writing
 
@@ -279,6 +314,33 @@ class Store(Generic[ConnectorT]):
         self._attach(lifetime, keys)
         return keys
 
+    async def put_async(
+        self,
+        obj: Any,
+        *,
+        lifetime: Lifetime | None = None,
+        serializer: SerializerT | None = None,
+        **kwargs: Any,
+    ) -> ConnectorKeyT:
+        """Do what `put` does, in another thread: the event loop goes on meanwhile.
+
+        The object must not change until this returns. If this is cancelled, what has been
+        stored, or is stored a moment later, is evicted in the background.
+        """
+        work = functools.partial(self.put, obj, lifetime=lifetime, serializer=serializer, **kwargs)
+        storing = _threads.start(work)
+        try:
+            return await _threads.wait_for(storing)
+        except BaseException:
+            _threads.afterwards(storing, self._take_back)
+            raise
+
+    def _take_back(self, key: ConnectorKeyT) -> None:
+        try:
+            self.evict(key)
+        except Exception:
+            logger.exception("%r could not evict %r", self, key)
+
     def dump(self, obj: Any, *, serializer: SerializerT | None = None) -> Encoded:
         """Return an object as `put` would store it, for who has to know its size first.
 
@@ -309,6 +371,23 @@ class Store(Generic[ConnectorT]):
             op.on(key, object_size=size_of(data))
         return key
 
+    def _copy(self, key: ConnectorKeyT) -> ConnectorKeyT:
+        """Store the data of an object once more, as they are, and return the new key.
+
+        Raises:
+            ProxyResolveMissingKeyError: There is no such object.
+        """
+        with self._observe("store.copy") as op:
+            op.on(key)
+            with op.step("connector"):
+                with self._exclusive() as connector:
+                    data: BytesLike | None = connector.get(key)
+                if data is None:
+                    raise ProxyResolveMissingKeyError(key, type(self), self.name)
+                copied = self._write(data)
+            op.on(copied, object_size=size_of(data))
+        return copied
+
     def _set(
         self,
         key: ConnectorKeyT,
@@ -333,22 +412,25 @@ class Store(Generic[ConnectorT]):
 
     def _write(self, data: Encoded, **kwargs: Any) -> ConnectorKeyT:
         with self._exclusive() as connector:
-            if _can(connector, "put_buffers") and not kwargs:
-                return cast(ConnectorKeyT, connector.put_buffers(parts_of(data)))
+            if writes_buffers(connector):
+                return cast(ConnectorKeyT, connector.put_buffers(parts_of(data), **kwargs))
             return cast(ConnectorKeyT, connector.put(joined(data), **kwargs))
 
     def _write_batch(self, encoded: Sequence[Encoded], **kwargs: Any) -> list[ConnectorKeyT]:
         with self._exclusive() as connector:
-            if _can(connector, "put_buffers") and not kwargs:
+            if writes_buffers(connector):
+                if _can(connector, "put_buffers_batch"):
+                    return list(connector.put_buffers_batch([*map(parts_of, encoded)], **kwargs))
                 # Such a connector has nothing to gain from a batch but the joining.
                 written: list[ConnectorKeyT] = []
                 try:
                     for data in encoded:
-                        key = connector.put_buffers(parts_of(data))
+                        key = connector.put_buffers(parts_of(data), **kwargs)
                         written.append(key)
                 except BaseException:
                     for key in written:  # all or none
-                        connector.evict(key)
+                        with suppress(Exception):  # the first error is the one to know about
+                            connector.evict(key)
                     raise
                 return written
             return list(connector.put_batch([joined(data) for data in encoded], **kwargs))
@@ -366,8 +448,8 @@ class Store(Generic[ConnectorT]):
 
     def _overwrite(self, key: ConnectorKeyT, data: Encoded, **kwargs: Any) -> None:
         with self._exclusive() as connector:
-            if _can(connector, "set_buffers") and not kwargs:
-                connector.set_buffers(key, parts_of(data))
+            if writes_buffers(connector, "set"):
+                connector.set_buffers(key, parts_of(data), **kwargs)
             elif _can(connector, "set"):
                 connector.set(key, joined(data), **kwargs)
             else:
@@ -387,10 +469,15 @@ class Store(Generic[ConnectorT]):
                 lifetime.add_proxy(*proxies)
             else:
                 lifetime.add_key(*keys, store=self)
-        except BaseException:
-            for key in keys:  # it ended meanwhile: nobody would ever evict them
-                self.evict(key)
+        except BaseException:  # it ended meanwhile
+            self._give_up(keys)
             raise
+
+    def _give_up(self, keys: Sequence[ConnectorKeyT]) -> None:
+        """Evict what was stored and will not be handed out: nobody else would ever do it."""
+        for key in keys:
+            with suppress(Exception):  # the first error is the one to know about
+                self.evict(key)
 
     # -- reading
 
@@ -420,7 +507,8 @@ class Store(Generic[ConnectorT]):
         with self._observe("store.get") as op:
             op.on(key)
             if not cache:
-                return self._fetch(key, deserializer, default, op)
+                obj, _ = self._fetch(key, deserializer, op)
+                return default if obj is _MISSING else obj
             found = self.cache.get(key)
             if found is not None and found.deserializer is deserializer:
                 op.count("cache_hits")
@@ -430,38 +518,173 @@ class Store(Generic[ConnectorT]):
             op.detail("cached=False")
             return self._fetch_once(key, deserializer, default, op)
 
+    async def get_async(
+        self,
+        key: ConnectorKeyT,
+        *,
+        deserializer: DeserializerT | None = None,
+        default: object | None = None,
+        cache: bool = True,
+    ) -> Any | None:
+        """Do what `get` does, in another thread: the event loop goes on meanwhile."""
+        work = functools.partial(
+            self.get, key, deserializer=deserializer, default=default, cache=cache
+        )
+        return await _threads.wait_for(_threads.start(work))
+
     def _fetch_once(
         self, key: ConnectorKeyT, deserializer: DeserializerT | None, default: Any, op: Silent
     ) -> Any:
         """Fetch, cache and return; or wait for the thread that is doing so."""
-        flight, fetch_here = self._flights.join(key, id(deserializer))
-        if not fetch_here:
+        asked_again = False
+        while True:
+            flight, fetch_here = self._flights.join(key, id(deserializer))
+            if fetch_here:
+                break
             obj = flight.wait()
-            return default if obj is _MISSING else obj
+            if obj is _MISSING and not asked_again:
+                # That fetch may have begun before the object came, and this call after it.
+                asked_again = True
+            elif obj is not INTERRUPTED:
+                return default if obj is _MISSING else obj
         try:
-            obj = self._fetch(key, deserializer, _MISSING, op)
+            late = self._landed_late(flight, deserializer)
+            obj, nbytes = late or self._fetch(key, deserializer, op)
         except BaseException as error:
-            with self._flights.lock:
-                self._flights.remove(flight)
-            flight.land(error=error)
+            self._land(flight, deserializer, error=error)
             raise
-        with self._flights.lock:
-            if obj is not _MISSING and not flight.stale:
-                self.cache.set(key, _Cached(obj, deserializer))
-            self._flights.remove(flight)
-        flight.land(obj)
+        self._land(flight, deserializer, obj, nbytes)
         return default if obj is _MISSING else obj
 
+    def _landed_late(
+        self, flight: Flight, deserializer: DeserializerT | None
+    ) -> tuple[Any, int] | None:
+        """Return what `_fetch` would if another fetch has landed just before this one began."""
+        found = self.cache.peek(flight.key)
+        if found is None or found.deserializer is not deserializer:
+            return None
+        return found.obj, found.nbytes
+
     def _fetch(
-        self, key: ConnectorKeyT, deserializer: DeserializerT | None, default: Any, op: Silent
-    ) -> Any:
+        self, key: ConnectorKeyT, deserializer: DeserializerT | None, op: Silent
+    ) -> tuple[Any, int]:
+        """Return the object, or `_MISSING`, and the length of its data in bytes."""
         with op.step("connector"), self._exclusive() as connector:
             data: BytesLike | None = connector.get(key)
         if data is None:
-            return default
-        op.on(key, object_size=memoryview(data).nbytes)
+            return _MISSING, 0
+        nbytes = memoryview(data).nbytes
+        op.on(key, object_size=nbytes)
         with op.step("deserialize"):
-            return self._codec.load(data, deserializer, key)
+            return self._codec.load(data, deserializer, key), nbytes
+
+    def _land(
+        self,
+        flight: Flight,
+        deserializer: DeserializerT | None,
+        obj: Any = _MISSING,
+        nbytes: int = 0,
+        error: BaseException | None = None,
+    ) -> None:
+        """Cache what a fetch has brought, and give it to who waits."""
+        with self._flights.lock:
+            if obj is not _MISSING and not flight.stale:
+                self.cache.set(flight.key, _Cached(obj, deserializer, nbytes), nbytes)
+            self._flights.remove(flight)
+        flight.land(obj, error)
+
+    def get_batch(
+        self,
+        keys: Sequence[ConnectorKeyT],
+        *,
+        deserializer: DeserializerT | None = None,
+        default: object | None = None,
+    ) -> list[Any]:
+        """Return the object of each key, in order.
+
+        What is not cached comes in one operation of the connector, each key once; keys
+        that another thread is fetching are not fetched again.
+
+        Args:
+            keys: The connector's keys; one may occur several times.
+            deserializer: In place of the store's.
+            default: Stands where there is no such key.
+
+        Raises:
+            SerializationError: As for `get`; the other objects of the batch may be cached.
+        """
+        keys = list(keys)
+        with self._observe("store.get_batch") as op:
+            op.on(keys)
+            objs: dict[ConnectorKeyT, Any] = {}
+            missed = []
+            for key in dict.fromkeys(keys):
+                found = self.cache.get(key)
+                if found is not None and found.deserializer is deserializer:
+                    objs[key] = found.obj
+                else:
+                    missed.append(key)
+            op.count("cache_hits", len(objs))
+            op.count("cache_misses", len(missed))
+            op.detail(f"{len(objs)} cached")
+            while missed:
+                flights, others = self._flights.join_batch(missed, id(deserializer))
+                if flights:
+                    brought = self._fetch_batch(flights, deserializer, op)
+                    op.on(keys, object_sizes=sum(nbytes for _, nbytes in brought.values()))
+                    objs.update((key, obj) for key, (obj, _) in brought.items())
+                objs.update((flight.key, flight.wait()) for flight in others)
+                missed = [flight.key for flight in others if objs[flight.key] is INTERRUPTED]
+            return [default if objs[key] is _MISSING else objs[key] for key in keys]
+
+    def _fetch_batch(
+        self, flights: Sequence[Flight], deserializer: DeserializerT | None, op: Silent
+    ) -> dict[ConnectorKeyT, tuple[Any, int]]:
+        """Return by key what `_fetch` does, and land each flight, whatever becomes of others."""
+        brought: dict[Any, tuple[Any, int]] = {}
+        found: dict[Any, BytesLike | None] = {}
+        failure: Exception | None = None
+        under_way = deque(flights)
+        try:
+            for flight in flights:
+                late = self._landed_late(flight, deserializer)
+                if late is not None:
+                    brought[flight.key] = late
+            asked = [flight.key for flight in flights if flight.key not in brought]
+            if asked:
+                with op.step("connector"), self._exclusive() as connector:
+                    answer = connector.get_batch(asked)
+                if len(answer) != len(asked):
+                    raise ValueError(
+                        f"{self.connector!r} gave {len(answer)} items for {len(asked)} keys"
+                    )
+                found.update(zip(asked, answer, strict=True))
+            anything = any(data is not None for data in found.values())
+            with op.step("deserialize") if anything else nullcontext():
+                while under_way:
+                    flight = under_way[0]
+                    obj, nbytes = brought.get(flight.key, (_MISSING, 0))
+                    error = None
+                    data = found.get(flight.key)
+                    if data is not None:
+                        nbytes = memoryview(data).nbytes
+                        try:
+                            obj = self._codec.load(data, deserializer, flight.key)
+                        except Exception as e:  # noqa: BLE001 - raised when all have landed
+                            failure, error = failure or e, e
+                    under_way.popleft()
+                    self._land(flight, deserializer, obj, nbytes, error)
+                    brought[flight.key] = obj, nbytes
+        except BaseException as error:
+            for flight in under_way:
+                self._land(flight, deserializer, error=error)
+            raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame
+        return brought
 
     def exists(self, key: ConnectorKeyT) -> bool:
         """Say whether there is an object under a key: in the cache, or at the connector."""
@@ -481,13 +704,38 @@ class Store(Generic[ConnectorT]):
 
         Caches of other processes keep it until they drop it.
         """
+        connector: Any = self.connector
+        if _can(connector, "thread_safe") and not self._observe.listens():
+            # A third of the time: owners are dropped by the thousand.
+            connector.evict(key)
+            self._forget(key)
+            return
         with self._observe("store.evict") as op:
             op.on(key)
             with op.step("connector"), self._exclusive() as connector:
                 connector.evict(key)
             self._forget(key)
 
+    def _wait(self, key: ConnectorKeyT, seconds: float) -> bool:
+        """Wait for an object: True once it is there, False after `seconds`.
+
+        False at once if the connector cannot wait, or not while other threads use it.
+        """
+        connector: Any = self.connector
+        if not (_can(connector, "wait") and _can(connector, "thread_safe")):
+            return False
+        return bool(connector.wait(key, seconds))
+
+    def _failure(self, key: ConnectorKeyT) -> Exception | None:
+        """Return the exception that is stored in place of an object; None if none is."""
+        with self._exclusive() as connector:
+            data: BytesLike | None = connector.get(key)
+        return None if data is None else failure_in(data)
+
     def _forget(self, key: ConnectorKeyT) -> None:
+        # In this order: what a fetch has brought is in the cache before it leaves the table.
+        if not self._flights.is_under_way(key) and not self.cache.exists(key):
+            return
         with self._flights.lock:
             self._flights.outdate(key)
             self.cache.evict(key)
@@ -566,11 +814,16 @@ class Store(Generic[ConnectorT]):
             if skip_nonproxiable:
                 return obj
             raise _non_proxiable(obj)
+        _require_no_part_of_a_proxy(obj)
         _require_open(lifetime)
         with self._observe("store.proxy") as op:
             key = self.put(obj, serializer=serializer, **kwargs)
             op.on(key)
-            proxy = self._proxy(key, obj, evict, deserializer, populate_target)
+            try:
+                proxy = self._proxy(key, obj, evict, deserializer, populate_target)
+            except BaseException:  # the object's own code has run, to hash it
+                self._give_up([key])
+                raise
             self._attach(lifetime, [key], proxy)
             return proxy
 
@@ -602,8 +855,12 @@ class Store(Generic[ConnectorT]):
         with self._observe("store.proxy_batch") as op:
             keys = self.put_batch([results[i] for i in places], serializer=serializer, **kwargs)
             op.on(keys)
-            for i, key in zip(places, keys, strict=True):
-                results[i] = self._proxy(key, results[i], evict, deserializer, populate_target)
+            try:
+                for i, key in zip(places, keys, strict=True):
+                    results[i] = self._proxy(key, results[i], evict, deserializer, populate_target)
+            except BaseException:  # as in proxy()
+                self._give_up(keys)
+                raise
             self._attach(lifetime, keys, *(results[i] for i in places))
         return results
 
@@ -631,6 +888,170 @@ class Store(Generic[ConnectorT]):
             lifetime.add_proxy(proxy)
         return proxy
 
+    @overload
+    def locked_proxy(
+        self,
+        obj: NonProxiable,
+        *,
+        evict: bool = ...,
+        lifetime: Lifetime | None = ...,
+        serializer: SerializerT | None = ...,
+        deserializer: DeserializerT | None = ...,
+        populate_target: bool | None = ...,
+        skip_nonproxiable: Literal[True] = ...,
+        **kwargs: Any,
+    ) -> NonProxiable: ...
+
+    @overload
+    def locked_proxy(
+        self,
+        obj: T,
+        *,
+        evict: bool = ...,
+        lifetime: Lifetime | None = ...,
+        serializer: SerializerT | None = ...,
+        deserializer: DeserializerT | None = ...,
+        populate_target: bool | None = ...,
+        skip_nonproxiable: bool = ...,
+        **kwargs: Any,
+    ) -> ProxyLocker[T]: ...
+
+    def locked_proxy(
+        self,
+        obj: Any,
+        *,
+        evict: bool = False,
+        lifetime: Lifetime | None = None,
+        serializer: SerializerT | None = None,
+        deserializer: DeserializerT | None = None,
+        populate_target: bool | None = None,
+        skip_nonproxiable: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Store an object and return a proxy of it that cannot be used before `unlock()`.
+
+        Arguments and errors are those of `proxy`, but None, True and False are returned
+        as they are unless `skip_nonproxiable` is False.
+        """
+        proxy = self.proxy(
+            obj,
+            evict=evict,
+            lifetime=lifetime,
+            serializer=serializer,
+            deserializer=deserializer,
+            populate_target=populate_target,
+            skip_nonproxiable=skip_nonproxiable,
+            **kwargs,
+        )
+        return ProxyLocker(proxy) if issubclass(type(proxy), Proxy) else proxy
+
+    def future(
+        self,
+        *,
+        evict: bool = False,
+        serializer: SerializerT | None = None,
+        deserializer: DeserializerT | None = None,
+        polling_interval: float = 1,
+        polling_backoff_factor: float = 1,
+        polling_interval_limit: float | None = None,
+        polling_timeout: float | None = None,
+    ) -> Future[Any]:
+        """Return a future of an object that somebody will produce: a key, and nothing there.
+
+        Args:
+            evict: Evict the result when a consumer gets it. What the producer sets in its
+                place, an exception, stays for all to see.
+            serializer: As for `put`, where the result is set.
+            deserializer: As for `get`, where the result is got.
+            polling_interval: Longest time before a consumer looks again, in seconds; more
+                than 0. Where the connector can tell when an object comes, it is got at once.
+            polling_backoff_factor: Growth from one interval to the next; at least 1.
+            polling_interval_limit: Longest interval, in seconds; more than 0. None: no cap.
+            polling_timeout: How long a consumer waits altogether, in seconds; 0: it looks
+                once. None: for ever.
+
+        Raises:
+            NotImplementedError: The connector is not a `DeferrableConnector`.
+            ValueError: An argument is out of range.
+        """
+        check_polling(
+            polling_interval, polling_backoff_factor, polling_interval_limit, polling_timeout
+        )
+        with self._observe("store.future") as op:
+            with op.step("connector"), self._exclusive() as connector:
+                if not (_can(connector, "new_key") and _can(connector, "set")):
+                    raise NotImplementedError(
+                        f"{connector!r} cannot name an object before it exists: it is not a "
+                        f"DeferrableConnector"
+                    )
+                key: ConnectorKeyT = connector.new_key()
+            op.on(key)
+        factory: PollingStoreFactory[Any] = PollingStoreFactory(
+            key,
+            self._config(),
+            deserializer=deserializer,
+            evict=evict,
+            polling_interval=polling_interval,
+            polling_backoff_factor=polling_backoff_factor,
+            polling_interval_limit=polling_interval_limit,
+            polling_timeout=polling_timeout,
+        )
+        return Future(factory, serializer=serializer)
+
+    @overload
+    def owned_proxy(
+        self,
+        obj: NonProxiable,
+        *,
+        serializer: SerializerT | None = ...,
+        deserializer: DeserializerT | None = ...,
+        populate_target: bool | None = ...,
+        skip_nonproxiable: Literal[True] = ...,
+        **kwargs: Any,
+    ) -> NonProxiable: ...
+
+    @overload
+    def owned_proxy(
+        self,
+        obj: T,
+        *,
+        serializer: SerializerT | None = ...,
+        deserializer: DeserializerT | None = ...,
+        populate_target: bool | None = ...,
+        skip_nonproxiable: bool = ...,
+        **kwargs: Any,
+    ) -> OwnedProxy[T]: ...
+
+    def owned_proxy(
+        self,
+        obj: Any,
+        *,
+        serializer: SerializerT | None = None,
+        deserializer: DeserializerT | None = None,
+        populate_target: bool | None = None,
+        skip_nonproxiable: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Store an object and return its owner: it is evicted when the owner is deleted.
+
+        Arguments and errors are those of `proxy`, but that None, True and False are
+        returned as they are by default. See `proxystore.store.ref` for lending the object.
+        """
+        if "evict" in kwargs or "lifetime" in kwargs:
+            raise TypeError("owned_proxy() takes no evict or lifetime: the owner evicts the object")
+        populate = self.populate_target if populate_target is None else populate_target
+        proxy = self.proxy(
+            obj,
+            serializer=serializer,
+            deserializer=deserializer,
+            populate_target=populate,
+            skip_nonproxiable=skip_nonproxiable,
+            **kwargs,
+        )
+        if type(proxy) is not Proxy:  # None, True or False
+            return proxy
+        return into_owned(proxy, populate_target=populate)
+
     def _proxy(
         self,
         key: ConnectorKeyT,
@@ -647,8 +1068,16 @@ class Store(Generic[ConnectorT]):
         return Proxy(factory)
 
 
-# Tells "no such key" from a stored None.
-_MISSING = object()
+# Those of this process.
+_living: weakref.WeakSet[Store[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in _living:
+        store._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _can(connector: object, method: str) -> bool:
@@ -681,6 +1110,18 @@ def _require_open(lifetime: Lifetime | None) -> None:
     # Before anything is stored: afterwards it would stay for ever.
     if lifetime is not None and lifetime.done():
         raise RuntimeError(f"{lifetime!r} has ended; nothing was stored")
+
+
+def _require_no_part_of_a_proxy(obj: object) -> None:
+    # A pickler that proxies whatever a policy matches, as Parsl's, asks the policy about each
+    # part of a pickled proxy too: proxied, these two would be followed by those of that
+    # proxy, without an end. (The name of a module is one object, told by its identity.)
+    arguments = type(obj) is tuple and obj and issubclass(type(obj[0]), StoreFactory)
+    if arguments or obj is _proxy_trampoline.__module__:
+        raise NonProxiableTypeError(
+            f"{obj!r} is part of what a proxy is pickled as, and would be proxied again and again: "
+            f"let the policy that matches each {type(obj).__name__} leave small ones alone"
+        )
 
 
 def _non_proxiable(obj: object) -> NonProxiableTypeError:

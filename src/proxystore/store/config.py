@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+)
 
+from proxystore.connectors._kinds import BUILT_IN, class_path
 from proxystore.connectors.protocols import Connector
 from proxystore.store.exceptions import (
     ConnectorOptionsError,
@@ -17,20 +28,13 @@ from proxystore.store.exceptions import (
     UnknownConnectorError,
 )
 from proxystore.store.types import DeserializerT, SerializerT
+from proxystore.utils.data import readable_to_bytes
 from proxystore.utils.imports import get_object_path, import_from_path
-
-# By lower-case class name; the word "connector" may be left out. Each is imported
-# when it is asked for, since a back end's client may be heavy or not installed.
-_BUILT_IN = {
-    f"{name}connector": f"proxystore.connectors.{name}.{name.capitalize()}Connector"
-    for name in ("endpoint", "file", "globus", "local", "multi", "redis")
-}
 
 
 def _built_in_here() -> tuple[str, ...]:
     """Return the short names of the built-ins that this version has."""
-    modules = {path.rpartition(".")[0] for path in _BUILT_IN.values()}
-    return tuple(sorted(m.rpartition(".")[2] for m in modules if find_spec(m) is not None))
+    return tuple(name for name in BUILT_IN if find_spec(f"proxystore.connectors.{name}"))
 
 
 class ConnectorConfig(BaseModel):
@@ -49,18 +53,26 @@ class ConnectorConfig(BaseModel):
     kind: str
     options: dict[str, Any] = Field(default_factory=dict)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # Configurations end up in logs.
+        for name, value in super().__repr_args__():
+            yield name, _without_passwords(value)
+
     def get_connector_type(self) -> type[Connector[Any]]:
         """Return the connector's class.
 
         Raises:
             UnknownConnectorError: `kind` names no class that can be imported here; a
                 `ValueError`.
+            ImportError: It is a built-in whose client is not installed; the message says
+                how to get it.
         """
-        short = self.kind.lower()
-        path = _BUILT_IN.get(short) or _BUILT_IN.get(f"{short}connector") or self.kind
+        path = class_path(self.kind)
         try:
             found = import_from_path(path)
         except ImportError as error:
+            if path in map(class_path, _built_in_here()):
+                raise
             raise UnknownConnectorError(self.kind, _built_in_here()) from error
         if not isinstance(found, type):
             raise UnknownConnectorError(self.kind, _built_in_here())
@@ -82,6 +94,49 @@ class ConnectorConfig(BaseModel):
             ) from error
 
 
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: "***" if part and str(name).endswith("password") else _without_passwords(part)
+            for name, part in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        parts = [_without_passwords(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if isinstance(value, str) and "://" in value:
+        value = re.sub(r"(://[^/@:]*:).*@", r"\1***@", value)
+        return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", value)
+    return value
+
+
+def size_from(value: int | str | None, name: str) -> int | None:
+    """Return a size in bytes, given as a number or as text such as "1 GB"; None is none.
+
+    Args:
+        value: The size.
+        name: What it is called in the error.
+
+    Raises:
+        ValueError: It is not a size, or negative.
+    """
+    error = ValueError(
+        f"{name} must be a number of bytes of 0 or more, a size such as '1 GB', or None for no "
+        f"limit, got {value!r}"
+    )
+    try:
+        number = None if value is None else operator.index(_number(value))
+    except (TypeError, ValueError) as cause:
+        raise error from cause
+    if number is not None and number < 0:
+        raise error
+    return number
+
+
+def _number(value: Any) -> Any:
+    # What is no text is for others to check.
+    return readable_to_bytes(value) if isinstance(value, str) else value
+
+
 class StoreConfig(BaseModel):
     """Everything that is needed to make a store in another process.
 
@@ -89,6 +144,8 @@ class StoreConfig(BaseModel):
 
     Attributes:
         verify: As for `Store`; None (left out of TOML): its default.
+        cache_bytes: As for `Store`, also as text (`cache_bytes = "1 GB"`), which becomes a
+            number; None (left out of TOML): no limit.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +159,7 @@ class StoreConfig(BaseModel):
     populate_target: bool = True
     auto_register: bool = False
     verify: bool | None = None
+    cache_bytes: Annotated[NonNegativeInt | None, BeforeValidator(_number)] = None
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restore a pickled configuration, also one that knew fewer fields."""

@@ -165,6 +165,10 @@ class StoreMetrics:
             # None is copied to None.
             return copy.deepcopy(self._metrics.get(_entry_key(key_or_proxy)))
 
+    def after_fork(self) -> None:
+        """Make this usable in a forked child; no other thread may use it yet."""
+        self._lock = threading.RLock()  # a thread of the parent may hold the other one
+
     def _entry(self, key: KeyOrProxy) -> Metrics:
         """Return the entry of `key`, as the newest. The caller holds the lock."""
         entry_key = _entry_key(key)

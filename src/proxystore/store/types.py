@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
+
+from typing_extensions import TypeVar
 
 from proxystore.connectors.protocols import Connector
 from proxystore.serialize import BytesLike
 
 __all__ = ["ConnectorKeyT", "ConnectorT", "DeserializerT", "SerializerT"]
 
-ConnectorT = TypeVar("ConnectorT", bound=Connector[Any])
-"""Any connector."""
+ConnectorT = TypeVar("ConnectorT", bound=Connector[Any], default=Any)
+"""Any connector. What is made from a configuration alone is a `Store[Any]`."""
 
 ConnectorKeyT = tuple[Any, ...]
 """Key of an object; connectors define a NamedTuple of their own."""

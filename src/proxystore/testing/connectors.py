@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from proxystore.connectors.protocols import (
     BufferConnector,
+    ClaimableConnector,
     Connector,
     DeferrableConnector,
     EnumerableConnector,
+    WaitableConnector,
 )
 from proxystore.serialize import is_bytes_like
 from proxystore.utils.imports import get_object_path, import_from_path
@@ -46,6 +51,10 @@ def check_connector(connector: Connector[Any]) -> None:
         _check_buffers(connector)
     if isinstance(connector, EnumerableConnector):
         _check_enumerable(connector)
+    if isinstance(connector, WaitableConnector):
+        _check_waitable(connector)
+    if isinstance(connector, ClaimableConnector):
+        _check_claimable(connector)
 
 
 def _data(connector: Connector[Any], key: Any) -> bytes | None:
@@ -148,3 +157,71 @@ def _check_enumerable(connector: Any) -> None:
         pass
     else:
         raise AssertionError("a name that is no object's name is refused")
+
+
+def _check_waitable(connector: Any) -> None:
+    key = connector.put(b"value")
+    start = time.monotonic()
+    assert connector.wait(key, 60) is True, "an object that is there is not waited for"
+    assert connector.wait(key, 0) is True, "an object that is there is there at once"
+    assert time.monotonic() - start < 30, "an object that is there is not waited for"
+    connector.evict(key)
+    assert connector.wait(key, 0) is False, "no object, and no time to wait for one"
+    start = time.monotonic()
+    assert connector.wait(key, 0.05) is False, "no object comes"
+    assert 0.04 < time.monotonic() - start < 30, "waits as long as it may, and no longer"
+    if not hasattr(connector, "set"):
+        return
+    keys = [connector.new_key() for _ in range(3)]
+    with _Threads(6) as threads:
+        waits = [threads.submit(connector.wait, key, 60) for key in (*keys, *keys)]
+        for key in keys:
+            connector.set(key, b"")
+        assert all(wait.result(30) is True for wait in waits), "whoever waits is woken up"
+    for key in keys:
+        connector.evict(key)
+
+
+def _check_claimable(connector: Any) -> None:
+    is_listed = hasattr(connector, "named_key")
+    name = str(uuid.uuid4())
+    key = connector.named_key(name) if is_listed else connector.put(b"value")
+    if is_listed:
+        connector.set(key, b"value")
+    assert connector.claim(key, "one", 60) == "one", "what nobody has can be claimed"
+    assert connector.claim(key, "two", 60) == "one", "what is claimed cannot"
+    assert connector.claim(key, "one", 60) == "one", "except by who has it"
+    connector.release(key, "two")
+    assert connector.claim(key, "two", 60) == "one", "nobody else ends a claim"
+    assert _data(connector, key) == b"value", "a claim does not keep others from reading"
+    assert not is_listed or list(connector.keys(name)) == [key], "a claim is no object"
+    connector.release(key, "one")
+    connector.release(key, "one")  # there is none any more
+    assert connector.claim(key, "two", 0.02) == "two", "what was released can be claimed"
+    deadline = time.monotonic() + 30
+    while (has := connector.claim(key, "one", 60)) == "two":
+        assert time.monotonic() < deadline, "a claim ends when its time is up"
+        time.sleep(0.01)
+    assert has == "one", "a claim ends when its time is up"
+    connector.evict(key)
+    assert connector.claim(key, "two", 60) == "two", "evict ends every claim"
+    connector.evict(key)
+    barrier = threading.Barrier(8)
+
+    def claim(claimant: str) -> Any:
+        barrier.wait(30)
+        return connector.claim(key, claimant, 60)
+
+    with _Threads(8) as threads:
+        names = [f"claimant {i}" for i in range(8)]
+        found = set(threads.map(claim, names))
+    assert len(found) == 1, "exactly one of several at once gets it, and all know who"
+    assert found <= set(names), "exactly one of several at once gets it, and all know who"
+    connector.evict(key)
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that are not waited for when a check fails: one may be the reason."""
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        self.shutdown(wait=exc_type is None)

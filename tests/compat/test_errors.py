@@ -1,0 +1,131 @@
+"""Contract, section 24: whatever error this package can raise comes home from a worker."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+import pkgutil
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import cloudpickle
+import dill
+import pytest
+
+from proxystore.connectors.file import FileKey
+from proxystore.store import Store
+
+# What constructors of errors take where that is not a text.
+ARGUMENTS: dict[str, Any] = {
+    "cause": KeyError("x"),
+    "expected": 1,
+    "found": 2,
+    "free": 1,
+    "host_pattern": ["login.*"],
+    "key": FileKey("gone"),
+    "known": ("file", "local"),
+    "names": ("a", "b"),
+    "needed": 2,
+    "options": ("a",),
+    "position": 1,
+    "readers": 1,
+    "size_bytes": 5,
+    "store_type": Store,
+    "subset_tags": ("a",),
+    "superset_tags": (),
+    "waited": 1.5,
+    "writers": 0,
+}
+
+
+def all_errors() -> Iterator[BaseException]:
+    """Yield one of each class of exception in the modules that can be imported here."""
+    for package in ("proxystore", "proxystore_dask", "proxystore_parsl"):
+        try:
+            path = importlib.import_module(package).__path__
+        except ImportError:
+            continue  # its framework is not installed
+        for info in pkgutil.walk_packages(path, f"{package}."):
+            try:
+                module = importlib.import_module(info.name)
+            except ImportError:
+                continue
+            for cls in vars(module).values():
+                ours = inspect.isclass(cls) and cls.__module__ == info.name
+                if ours and issubclass(cls, BaseException):
+                    yield example(cls)
+
+
+def example(cls: type[BaseException]) -> BaseException:
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()
+    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return cls(*(ARGUMENTS.get(name, name) for name in named)) if named else cls("x")
+
+
+def facts(error: BaseException) -> Any:
+    return type(error), str(error), {name: repr(value) for name, value in vars(error).items()}
+
+
+def fail_with(error: BaseException) -> None:
+    try:
+        raise ValueError("the reason")
+    except ValueError as reason:
+        raise error from reason
+
+
+def check(error: BaseException, *, parsl: bool) -> None:
+    with pytest.raises(type(error)) as caught:
+        fail_with(error)
+    before = facts(error)
+    for library in (pickle, cloudpickle, dill):
+        again = library.loads(library.dumps(error))
+        assert facts(again) == before, library.__name__
+    if parsl:
+        from parsl.app.errors import RemoteExceptionWrapper
+
+        sent = dill.dumps(RemoteExceptionWrapper(type(error), error, caught.tb))
+        with pytest.raises(type(error)) as home:
+            dill.loads(sent).reraise()
+        assert facts(home.value) == before
+        assert [entry.name for entry in home.traceback][-1] == "fail_with", "with its traceback"
+        assert str(home.value.__cause__) == "the reason"
+
+
+def main(*frameworks: str) -> None:
+    warnings.simplefilter("ignore")
+    for name in frameworks:
+        importlib.import_module(name)
+    failed = False
+    for error in all_errors():
+        print(type(error).__name__)
+        try:
+            check(error, parsl="parsl" in frameworks)
+        except Exception:  # noqa: BLE001 - shown, and all others are checked too
+            failed = True
+            traceback.print_exc()
+    sys.exit(failed)
+
+
+# In a process of its own, since importing these switches tblib on for good.
+@pytest.mark.parametrize("frameworks", [(), ("distributed", "parsl")], ids=["plain", "tblib"])
+def test_every_error_travels(frameworks: tuple[str, ...]) -> None:
+    for name in frameworks:
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    done = subprocess.run(
+        [sys.executable, __file__, *frameworks], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = set(done.stdout.split())
+    assert {"ProxyResolveError", "ProxyResolveMissingKeyError", "MultiConnectorError"} <= found
+    assert {"StorageFullError", "SerializationError", "NonProxiableTypeError"} <= found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
