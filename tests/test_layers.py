@@ -30,6 +30,7 @@ FLOORS = """
         proxystore.store._backoff proxystore.store._threads
         proxystore.store.factory
         proxystore.store.utils proxystore.store.metrics proxystore.store.future
+        proxystore.store.info
         proxystore.store.lifetimes proxystore.store.ref
         proxystore.store.base
         proxystore.store.scopes proxystore.store.executor

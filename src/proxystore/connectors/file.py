@@ -204,6 +204,21 @@ class FileConnector(ConnectorMixin[FileKey]):
         finally:
             os.close(fd)
 
+    def peek(self, key: FileKey, length: int) -> tuple[BytesLike, int] | None:
+        """Return the first `length` bytes of the data (or all, if less) and their whole length.
+
+        None if there is no such key.
+        """
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            size = os.fstat(fd).st_size
+            return _read(fd, min(size, length)), size
+        finally:
+            os.close(fd)
+
     def exists(self, key: FileKey) -> bool:
         """Say whether there is an object under `key`."""
         return os.path.exists(self._path(key))

@@ -111,6 +111,18 @@ class EnumerableConnector(Protocol[KeyT_co]):
 
 
 @runtime_checkable
+class PeekableConnector(Protocol[KeyT_contra]):
+    """A connector that can read the beginning of an object and leave the rest."""
+
+    def peek(self, key: KeyT_contra, length: int) -> tuple[BytesLike, int] | None:
+        """Return the first `length` bytes of the data (or all, if less) and their whole length.
+
+        None if there is no such key.
+        """
+        ...
+
+
+@runtime_checkable
 class WaitableConnector(Protocol[KeyT_contra]):
     """A connector that can tell when an object comes, without being asked all the time."""
 

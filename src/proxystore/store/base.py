@@ -29,6 +29,7 @@ from proxystore.store.config import ConnectorConfig, StoreConfig, size_from
 from proxystore.store.exceptions import NonProxiableTypeError, ProxyResolveMissingKeyError
 from proxystore.store.factory import PollingStoreFactory, StoreFactory, check_polling
 from proxystore.store.future import Future
+from proxystore.store.info import ObjectInfo, info_of
 from proxystore.store.lifetimes import Lifetime
 from proxystore.store.metrics import StoreMetrics
 from proxystore.store.ref import OwnedProxy, into_owned
@@ -694,6 +695,26 @@ class Store(Generic[ConnectorT]):
                 return True
             with op.step("connector"), self._exclusive() as connector:
                 return bool(connector.exists(key))
+
+    def info(self, key: ConnectorKeyT) -> ObjectInfo | None:
+        """Return the class, size, age and maker of an object, or None if there is none.
+
+        Nothing is unpickled. A connector that can read the beginning of an object
+        (`PeekableConnector`) or maps it reads no more than that; others get it all.
+
+        Raises:
+            SerializationError: What is said at the beginning of the data contradicts itself
+                or their length.
+        """
+        with self._observe("store.info") as op:
+            op.on(key)
+            with op.step("connector"), self._exclusive() as connector:
+                try:
+                    return info_of(connector, key, peeks=_can(connector, "peek"))
+                except CorruptDataError as error:
+                    raise SerializationError(
+                        f"Failed to read the header of the object with key {key!r}: {error}"
+                    ) from error
 
     def is_cached(self, key: ConnectorKeyT) -> bool:
         """Say whether `get` remembers an object in this process."""
