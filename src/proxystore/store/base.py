@@ -17,7 +17,13 @@ from typing_extensions import Self
 
 from proxystore.connectors._base import abandon, writes_buffers
 from proxystore.proxy import Proxy, ProxyLocker, _proxy_trampoline
-from proxystore.serialize import BytesLike, deserialize, serialize
+from proxystore.serialize import (
+    BytesLike,
+    CorruptDataError,
+    SerializationError,
+    deserialize,
+    serialize,
+)
 from proxystore.store import _threads, _wire
 from proxystore.store._codec import Codec, Encoded, joined, parts_of, size_of
 from proxystore.store._failures import failure_in

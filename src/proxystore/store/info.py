@@ -88,5 +88,3 @@ def _needs_more(data: BytesLike, nbytes: int) -> bool:
         return False
     # Where the header is damaged it may ask for more than there is; then that is said.
     return length < frames.head_length(data) <= nbytes
-
-
