@@ -23,6 +23,7 @@ import pickle
 import sys
 import threading
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Generator
 from types import FrameType, FunctionType
@@ -264,7 +265,79 @@ def _local_hash(value: int, origin: int) -> _LocalHash:
 _NUMBERS = frozenset({bool, complex, float, int})
 
 
-def _departing(default_hash: DefaultHashType, default_class: DefaultClassType) -> DefaultHashType:
+class _ClassByValue:
+    """A class on its way between processes that no pickler finds by its name.
+
+    Attributes:
+        pickled: The class, as cloudpickle writes it.
+    """
+
+    __slots__ = ("pickled",)
+
+    def __init__(self, pickled: bytes) -> None:
+        self.pickled = pickled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _class_from, (self.pickled,)
+
+
+def _class_from(pickled: bytes) -> DefaultClassType:
+    try:
+        return pickle.loads(pickled)  # type: ignore[no-any-return] # what was pickled
+    except Exception:  # noqa: BLE001 - what it is made of may not exist here: only a use will tell
+        return None
+
+
+def _departing(
+    default_class: DefaultClassType, default_hash: DefaultHashType
+) -> tuple[DefaultClassType | _ClassByValue, DefaultHashType]:
+    """Return both defaults as they can travel."""
+    if default_class is None or _is_found_by_name(default_class):
+        return default_class, _departing_hash(default_hash, default_class)
+    by_value = _by_value(default_class)
+    if by_value is not None:
+        return by_value, _departing_hash(default_hash, default_class)
+    # Without a class, as that of {}.keys(), which would have said all of such an error.
+    is_error = isinstance(default_hash, TypeError)
+    return None, default_hash if is_error else _departing_hash(default_hash, default_class)
+
+
+def _by_value(cls: type) -> _ClassByValue | None:
+    """Return a class that is local, or as that of `len` has no name; None if that cannot be."""
+    import cloudpickle  # as in _pack_cause()
+
+    outer = getattr(_nesting, "classes", ())
+    _nesting.classes = (*outer, cls)
+    try:
+        # A method of it may refer to the proxy. And of classes that cannot be changed,
+        # cloudpickle (3.1) writes what it cannot read again, unless it knows their names.
+        if cls in outer or (cls.__flags__ & _IMMUTABLE and cls not in vars(types).values()):
+            return None
+        return _ClassByValue(cloudpickle.dumps(cls))
+    except Exception:  # noqa: BLE001 - any metaclass may raise anything
+        return None
+    finally:
+        _nesting.classes = outer
+
+
+# Which classes _by_value() is about to pickle, one within the other.
+_nesting = threading.local()
+
+
+def _is_found_by_name(cls: type) -> bool:
+    """Say whether pickle can refer to a class."""
+    try:
+        found: Any = sys.modules[cls.__module__]
+        for name in cls.__qualname__.split("."):
+            found = getattr(found, name)
+    except Exception:  # noqa: BLE001 - any module or metaclass may raise anything
+        return False
+    return found is cls
+
+
+def _departing_hash(
+    default_hash: DefaultHashType, default_class: DefaultClassType
+) -> DefaultHashType:
     """Mark a hash that may mean nothing in another process."""
     if isinstance(default_hash, TypeError) and _same_error(default_hash, default_class):
         return None  # the class says it all: _arriving() makes the error again
@@ -294,6 +367,7 @@ def _unhashable(kind: Any) -> TypeError:
 
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
 
 
 def _same_error(error: TypeError, kind: DefaultClassType) -> bool:
@@ -539,7 +613,9 @@ class Proxy(_CProxy, Generic[T]):
 
     @__proxy_wrapped__.deleter
     def __proxy_wrapped__(self) -> None:
-        previous = self.__proxy_target__
+        if not _is_held(self):  # to read its target would resolve it
+            raise AttributeError("the proxy is not resolved")
+        previous = _held(self)
         del self.__proxy_held__
         del previous
 
@@ -588,8 +664,8 @@ class Proxy(_CProxy, Generic[T]):
         return hash(_held(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        default = self.__proxy_default_class__
-        state = (self.__proxy_factory__, default, _departing(self.__proxy_default_hash__, default))
+        defaults = _departing(self.__proxy_default_class__, self.__proxy_default_hash__)
+        state = (self.__proxy_factory__, *defaults)
         # Others rely on the arguments being these three; only subclasses need to say what they are.
         kind = type(self)
         return _proxy_trampoline, state if kind is Proxy else (*state, kind)
@@ -655,11 +731,13 @@ async def _await(target: Any) -> Any:
 
 def _proxy_trampoline(
     factory: FactoryType[T],
-    default_class: DefaultClassType = None,
+    default_class: DefaultClassType | _ClassByValue = None,
     default_hash: DefaultHashType = None,
     kind: type[Proxy[T]] = Proxy,
 ) -> Proxy[T]:
     """Rebuild a pickled proxy: unresolved, with the factory and the defaults it had."""
+    if isinstance(default_class, _ClassByValue):  # not pickled: copy.copy() hands on what departs
+        default_class = _class_from(default_class.pickled)
     proxy = Proxy.__new__(kind)
     proxy.__proxy_factory__ = factory
     proxy.__proxy_default_class__ = default_class

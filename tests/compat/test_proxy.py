@@ -83,6 +83,12 @@ def test_aliases(name: str) -> None:
     assert hasattr(module, name)
 
 
+def test_what_the_aliases_stand_for() -> None:
+    assert module.FactoryType[int] == Callable[[], int]
+    assert module.DefaultClassType == type | None
+    assert module.DefaultHashType == Exception | int | None
+
+
 def test_proxy_or_is_a_generic_alias() -> None:
     assert set(typing.get_args(ProxyOr[int])) == {Proxy[int], int}
 
@@ -117,6 +123,23 @@ def test_target_none_is_no_target(cache_defaults: bool) -> None:
     assert not is_resolved(proxy)
     assert proxy.__proxy_default_class__ is None
     assert proxy.__proxy_default_hash__ is None
+
+
+def test_all_but_the_factory_are_keywords() -> None:
+    with pytest.raises(TypeError):
+        Proxy(a_list, True)  # type: ignore[misc]
+
+
+def test_default_class_is_the_class_that_the_target_claims() -> None:
+    class Claims:
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
+            return dict
+
+    proxy = Proxy(a_failure, cache_defaults=True, target=Claims())
+    assert proxy.__proxy_default_class__ is dict
+    del proxy.__proxy_wrapped__
+    assert isinstance(proxy, dict)
 
 
 def test_defaults_are_not_cached_unasked() -> None:
@@ -167,6 +190,26 @@ def test_reading_state_does_not_resolve(name: str) -> None:
     assert not is_resolved(proxy)
 
 
+@pytest.mark.parametrize("name", ["__proxy_wrapped__", "__proxy_target__", *STATE])
+def test_all_state_is_read_and_written_on_the_proxy(name: str) -> None:
+    target = Plain()
+    proxy = Proxy(Calls(target), target=target)
+    value = object.__getattribute__(proxy, name)
+    assert value is getattr(proxy, name)
+    if name != "__proxy_resolved__":
+        setattr(proxy, name, value)
+    assert vars(target) == {"own": 1}
+    assert is_resolved(proxy)
+
+
+def test_wrapped_resolves_what_is_not_resolved() -> None:
+    factory = Calls([1])
+    assert Proxy(factory).__proxy_wrapped__ is factory.target
+    proxy = Proxy(factory)
+    assert object.__getattribute__(proxy, "__proxy_wrapped__") is factory.target
+    assert is_resolved(proxy)
+
+
 @pytest.mark.parametrize("value", [Calls("new"), None])
 def test_factory_can_be_replaced_unvalidated(value: Any) -> None:
     proxy = Proxy(a_list)
@@ -213,8 +256,13 @@ def test_setting_the_target_resolves_and_deleting_it_unresolves(name: str, value
 
 @pytest.mark.parametrize("name", ["__proxy_target__", "__proxy_wrapped__"])
 def test_deleting_a_target_that_is_not_there(name: str) -> None:
-    with pytest.raises(AttributeError):
-        delattr(Proxy(a_list), name)
+    for factory in (a_list, a_failure, lambda: Proxy(a_failure, target=1)):
+        proxy = Proxy(factory)
+        with pytest.raises(AttributeError, match="not resolved"):
+            delattr(proxy, name)
+        assert not is_resolved(proxy)
+    with pytest.raises(AttributeError, match="not resolved"):
+        delattr(Proxy.__new__(Proxy), name)
 
 
 def test_resolved_is_read_only() -> None:
@@ -238,6 +286,16 @@ def test_weak_references() -> None:
     assert not is_resolved(proxy)
     del proxy
     assert reference() is None, "freed at once, without the garbage collector"
+
+
+def test_a_proxy_in_a_cycle_is_collected() -> None:
+    target: list[Any] = []
+    proxy = Proxy(Calls(target), target=target)
+    target.append(proxy)
+    reference = weakref.ref(proxy)
+    del proxy, target
+    gc.collect()
+    assert reference() is None
 
 
 # -- 2.4 Resolution -------------------------------------------------------------------------
@@ -355,6 +413,14 @@ def test_does_not_resolve(look: Callable[[Any], Any]) -> None:
     assert not is_resolved(proxy)
 
 
+class AtOnce:
+    def __aiter__(self) -> AtOnce:
+        return self
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
+
+
 USES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "isinstance": (lambda p: isinstance(p, int), 1),
     "class": (lambda p: p.__class__, 1),
@@ -362,6 +428,9 @@ USES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "eq": (lambda p: p == 1, 1),
     "ne": (lambda p: p != 1, 1),
     "lt": (lambda p: p < 1, 1),
+    "le": (lambda p: p <= 1, 1),
+    "gt": (lambda p: p > 1, 1),
+    "ge": (lambda p: p >= 1, 1),
     "bool": (bool, 1),
     "len": (len, []),
     "str": (str, 1),
@@ -377,6 +446,12 @@ USES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "vars": (vars, contextlib),
     "fspath": (os.fspath, "a"),
     "with": (lambda p: p.__enter__(), contextlib.nullcontext()),
+    "async with": (lambda p: p.__aenter__().close(), contextlib.nullcontext()),
+    "async for": (lambda p: p.__aiter__(), AtOnce()),
+    "await": (lambda p: next(p.__await__(), None), AtOnce()),
+    "next": (next, iter([1])),
+    "set item": (lambda p: p.__setitem__(0, 1), [1]),
+    "set attribute": (lambda p: setattr(p, "anything", 1), contextlib.nullcontext()),
     "hasattr": (lambda p: hasattr(p, "anything"), 1),
     "doc": (lambda p: p.__doc__, 1),
     "module": (lambda p: p.__module__, list),
@@ -862,6 +937,12 @@ def test_specials_of_a_function_are_forwarded(name: str, value: Any) -> None:
     assert getattr(proxy, name) == getattr(target, name) == value
 
 
+@pytest.mark.parametrize("target", [list, Odd, Odd.__str__, operator.add, a_list], ids=repr)
+def test_qualified_name_is_the_target_s(target: Any) -> None:
+    assert of(target).__qualname__ == target.__qualname__
+    assert of(target).__name__ == target.__name__
+
+
 def test_class_can_be_assigned() -> None:
     class Other(Plain):
         pass
@@ -871,6 +952,17 @@ def test_class_can_be_assigned() -> None:
     proxy.__class__ = Other
     assert type(target) is Other
     assert proxy.__class__ is Other
+
+
+def test_names_of_the_class_are_set_and_deleted_on_the_proxy() -> None:
+    target = Plain()
+    proxy = of(target)
+    extract(proxy)
+    proxy.__proxy_factory__ = a_list
+    del proxy.__proxy_factory__
+    proxy.__proxy_default_hash__ = 3
+    assert vars(target) == {"own": 1}
+    assert proxy.__proxy_default_hash__ == 3
 
 
 @pytest.mark.parametrize("target", [Plain, Plain(), function, contextlib], ids=repr)
@@ -1009,7 +1101,7 @@ def test_pickle_of_a_function_s_proxy_does_not_hold_the_function(pickler: Any, k
     proxy = Proxy(LocalFunction())
     if known == "target":
         resolve(proxy)
-    if known == "class" and pickler is not pickle:  # which cannot pickle the class of functions
+    if known == "class":
         proxy.__proxy_default_class__ = types.FunctionType
     again = pickler.loads(pickler.dumps(proxy))
     assert type(again) is Proxy
@@ -1387,6 +1479,21 @@ def test_wrapped_none() -> None:
     proxy.__proxy_wrapped__ = None
     assert proxy == None
     assert not hasattr(proxy, "__name__")
+
+
+@pytest.mark.parametrize("name", ["__getattr__", "__setattr__", "__delattr__"])
+def test_a_proxy_has_the_methods_that_forward_attributes(name: str) -> None:
+    assert hasattr(of(1), name)
+
+
+def test_a_failing_lookup_in_the_factory_is_no_missing_attribute() -> None:
+    def fail() -> Any:
+        return object().missing  # type: ignore[attr-defined]
+
+    for use in (str, lambda p: p.__proxy_wrapped__, lambda p: hasattr(p, "x")):
+        with pytest.raises(ProxyResolveError) as caught:
+            use(Proxy(fail))
+        assert isinstance(caught.value.cause, AttributeError)
 
 
 def test_aliases_of_typing_look_at_the_type() -> None:
