@@ -15,7 +15,7 @@ import weakref
 import pytest
 
 from proxystore.connectors.file import FileConnector
-from proxystore.connectors.local import LocalConnector
+from proxystore.connectors.local import LocalConnector, LocalKey
 from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
 from proxystore.serialize import SerializationError
 from proxystore.store import Store, _threads, store_registration
@@ -358,6 +358,23 @@ class TestResolving:
         assert isinstance(caught.value.cause, StopIteration)
         with pytest.raises(ProxyResolveError, match="not initialized"):
             asyncio.run(aresolve(Proxy.__new__(Proxy)))
+
+    @pytest.mark.parametrize("operation", ["get_async", "put_async"])
+    def test_a_connector_s_stop_iteration_does_not_hang(self, operation):
+        # asyncio's futures take none before Python 3.12.
+        class Ended(LocalConnector):
+            def get(self, key):
+                return next(iter(()))
+
+            def put(self, obj):
+                return next(iter(()))
+
+            put_buffers = put
+
+        store = Store("ended", Ended())
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            asyncio.run(asyncio.wait_for(getattr(store, operation)(LocalKey("x")), 30))
+        assert isinstance(caught.value.__cause__, StopIteration)
 
     def test_futures_do_not_keep_their_producers_from_a_thread(self):
         async def main():

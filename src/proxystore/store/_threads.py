@@ -93,6 +93,12 @@ def _run_into(future: Future[Any], function: Callable[[], Any]) -> None:
         return
     try:
         result = function()
+    except StopIteration as error:
+        # asyncio's futures refuse it, and who awaits one would wait for ever (before Python
+        # 3.12). A coroutine that raises it does this, too.
+        instead = RuntimeError(f"raised StopIteration: {error}")
+        instead.__cause__ = error
+        future.set_exception(instead)
     except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
         future.set_exception(error)
     else:
