@@ -21,6 +21,7 @@ from proxystore.connectors.exceptions import (
 )
 from proxystore.connectors.file import FileConnector, FileKey
 from proxystore.connectors.local import LocalConnector
+from proxystore.connectors.multi import MultiConnector
 from proxystore.store import Store
 from proxystore.store.config import ConnectorConfig, StoreConfig
 from proxystore.store.exceptions import (
@@ -43,7 +44,15 @@ from proxystore.workflow import ThresholdError, UnpicklableArgumentError
         ("local", LocalConnector),
         ("LOCAL", LocalConnector),
         ("LocalConnector", LocalConnector),
+        ("localconnector", LocalConnector),
+        ("LOCALCONNECTOR", LocalConnector),
+        ("proxystore.connectors.local.LocalConnector", LocalConnector),
         ("file", FileConnector),
+        ("File", FileConnector),
+        ("multi", MultiConnector),
+        ("MULTI", MultiConnector),
+        ("MultiConnector", MultiConnector),
+        ("proxystore.connectors.multi.MultiConnector", MultiConnector),
         ("FileConnector", FileConnector),
         ("proxystore.connectors.file.FileConnector", FileConnector),
     ],
@@ -79,12 +88,64 @@ def test_options_make_the_connector(tmp_path):
     assert connector.config() == {**options, "buffering": -1}
 
 
+def test_any_class_can_be_a_connector():
+    config = ConnectorConfig(kind=f"{__name__}.Mine", options={"option": 1})
+    assert config.get_connector_type() is Mine
+    assert config.get_connector().option == 1
+    with pytest.raises(TypeError, match="wrong"):
+        ConnectorConfig(kind=f"{__name__}.Mine", options={"wrong": 1}).get_connector()
+
+
+class Mine:
+    def __init__(self, option):
+        self.option = option
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (ConnectorConfig, {}),
+        (ConnectorConfig, {"kind": 1}),
+        (ConnectorConfig, {"kind": "local", "options": 1}),
+        (StoreConfig, {}),
+        (StoreConfig, {"name": "n"}),
+        (StoreConfig, {"connector": {"kind": "local"}}),
+        (StoreConfig, {"name": "n", "connector": {"kind": "local"}, "other": 1}),
+        (StoreConfig, {"name": "n", "connector": {"kind": "local", "other": 1}}),
+        (StoreConfig, {"name": "n", "connector": {"kind": "local"}, "serializer": 1}),
+    ],
+    ids=str,
+)
+def test_models_are_validated(model, fields):
+    with pytest.raises(pydantic.ValidationError):
+        model(**fields)
+
+
+def test_configs_are_equal_by_value():
+    def made(**fields):
+        return StoreConfig(**{"name": "n", "connector": {"kind": "local"}, **fields})
+
+    assert made() == made(connector=ConnectorConfig(kind="local"))
+    assert made().name == "n"
+    for other in (
+        {"name": "m"},
+        {"connector": {"kind": "file"}},
+        {"serializer": pickle.dumps},
+        {"cache_size": 1},
+        {"auto_register": True},
+    ):
+        assert made() != made(**other)
+
+
 def test_config_is_a_field_of_other_models():
     class Settings(pydantic.BaseModel):
         connector: ConnectorConfig
 
     settings = Settings.model_validate({"connector": {"kind": "local"}})
     assert settings.connector == ConnectorConfig(kind="local", options={})
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+    with pytest.raises(pydantic.ValidationError):
+        Settings.model_validate({"connector": {"kind": "local", "other": 1}})
 
 
 def test_defaults():
@@ -143,6 +204,25 @@ def test_toml(tmp_path):
         "[connector.options]",
         'store_dir = "some/dir"',
     ]
+
+
+def test_toml_of_defaults(tmp_path):
+    config = StoreConfig(name="n", connector={"kind": "local"})
+    config.write_toml(tmp_path / "store.toml")
+    lines = (tmp_path / "store.toml").read_text().splitlines()
+    assert lines[:5] == [
+        'name = "n"',
+        "cache_size = 16",
+        "metrics = false",
+        "populate_target = true",
+        "auto_register = false",
+    ]
+    assert [line for line in lines[5:] if line] == [
+        "[connector]",
+        'kind = "local"',
+        "[connector.options]",
+    ]
+    assert StoreConfig.from_toml(tmp_path / "store.toml") == config
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from pydantic import (
     Field,
     NonNegativeInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from proxystore.connectors._kinds import BUILT_IN, class_path
@@ -52,6 +54,16 @@ class ConnectorConfig(BaseModel):
 
     kind: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _as_returned(cls, options: dict[str, Any], others: ValidationInfo) -> dict[str, Any]:
+        # So that what was written as TOML or JSON and read again is equal.
+        if class_path(others.data.get("kind", "")) != class_path("multi"):
+            return options
+        from proxystore.connectors import multi  # only for who uses it
+
+        return multi.as_returned(options)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         # Configurations end up in logs.

@@ -7,7 +7,7 @@ mistake in the file, not a spelling of the integer.
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import tomli_w
 from pydantic import BaseModel
@@ -35,13 +35,22 @@ def dumps(model: BaseModel, *, exclude_none: bool = True) -> str:
 
     Args:
         model: What to write; its values must be ones that TOML has.
-        exclude_none: Leave out fields that are None, which TOML cannot express.
+        exclude_none: Leave out fields that are None, which TOML cannot express, and so
+            whatever is None in a dictionary.
 
     Raises:
         TypeError: A value has no form in TOML, such as a function, or None where it is not
             left out.
     """
-    return tomli_w.dumps(model.model_dump(exclude_none=exclude_none))
+    fields = model.model_dump(exclude_none=exclude_none)
+    return tomli_w.dumps(_without_none(fields) if exclude_none else fields)
+
+
+def _without_none(value: Any) -> Any:
+    # In lists too, where pydantic leaves the dictionaries as they are.
+    if isinstance(value, dict):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return [_without_none(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def load(model_type: type[ModelT], fp: BinaryIO) -> ModelT:
