@@ -12,10 +12,10 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from proxystore.connectors._base import abandon, disown
+from proxystore.connectors._base import abandon, close, disown
 from proxystore.proxy import Proxy, get_factory
 from proxystore.store import _wire
 from proxystore.store.exceptions import ProxyStoreFactoryError, StoreExistsError
@@ -32,7 +32,8 @@ _stores: dict[str, Store[Any]] = {}
 # Stores whose name was taken by a store of another place (see `_elsewhere_or_same`),
 # by name and then by the text of their configuration.
 _elsewhere: dict[str, dict[str, Store[Any]]] = {}
-_making: dict[str, threading.RLock] = {}
+# Each is there while somebody makes that store, or waits for it.
+_making: weakref.WeakValueDictionary[str, threading.RLock] = weakref.WeakValueDictionary()
 # Stores that were made here for proxies from elsewhere. A worker that lives for long would
 # keep the caches and connections of all jobs it has ever seen; so of these, and of each
 # name's in `_elsewhere`, the oldest are forgotten (not closed: a thread may be using one).
@@ -106,7 +107,7 @@ def unregister_this(store: Store[Any]) -> None:
 
 @contextmanager
 def store_registration(*stores: Store[Any], exist_ok: bool = False) -> Iterator[None]:
-    """Register stores for the length of a block.
+    """Register stores for the length of a block; another one that takes a name in it keeps it.
 
     Raises:
         StoreExistsError: As for `register_store`; then none is registered.
@@ -119,7 +120,7 @@ def store_registration(*stores: Store[Any], exist_ok: bool = False) -> Iterator[
         yield
     finally:
         for store in registered:
-            unregister_store(store)
+            unregister_this(store)
 
 
 def get_or_create_store(store_config: StoreConfig, *, register: bool = True) -> Store[Any]:
@@ -155,7 +156,13 @@ def get_or_create_store(store_config: StoreConfig, *, register: bool = True) -> 
         store.auto_register = store_config.auto_register
         disown(store.connector)
         if register or store_config.auto_register:
-            register_store(store)
+            try:
+                register_store(store)
+            except StoreExistsError:  # somebody has registered another one by hand meanwhile
+                with suppress(Exception):
+                    # Not abandon(): that one may use a directory that this one has made.
+                    close(store.connector, clear=False)
+                return get_or_create_store(store_config, register=register)
             _welcome(store)
         return store
 
@@ -166,9 +173,10 @@ def _welcome(store: Store[Any]) -> None:
         return  # its objects may be nowhere but in it
     with _lock:
         _guests[store.name] = store
-        oldest = next(iter(_guests)) if len(_guests) > _MOST_GUESTS else None
+        # Taken out in the same step: two threads must not choose the same one.
+        oldest = _guests.pop(next(iter(_guests))) if len(_guests) > _MOST_GUESTS else None
     if oldest is not None:
-        unregister_store(oldest)
+        unregister_this(oldest)
 
 
 def _elsewhere_or_same(store: Store[Any], config: StoreConfig) -> Store[Any]:
