@@ -31,7 +31,7 @@ FLOORS = """
         proxystore.store.factory
         proxystore.store.utils proxystore.store.metrics proxystore.store.future
         proxystore.store.info
-        proxystore.store.lifetimes proxystore.store.ref
+        proxystore.store.lifetimes proxystore.store.ref proxystore.store.consume
         proxystore.store.base
         proxystore.store.scopes proxystore.store.executor
         proxystore.store

@@ -198,7 +198,7 @@ def test_operations_ask_little_of_the_metadata_server(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_and_says_how_much_is_missing(tmp_path, small_disk):
-    connector = FileConnector(small_disk)
+    connector = FileConnector(small_disk, clear=False)
     with pytest.raises(StorageFullError) as caught:
         connector.put(bytes(2 << 20))
     assert caught.value.needed == 2 << 20
@@ -207,6 +207,7 @@ def test_a_full_disk_leaves_nothing_and_says_how_much_is_missing(tmp_path, small
     assert str(caught.value.needed) in str(caught.value)
     assert os.listdir(small_disk) == []
     connector.evict(connector.put(b"small still fits"))
+    connector.close()  # so that the directory is open no more
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), OSError)
 
 
@@ -295,6 +296,20 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreDirectoryError, match=r"Not a directory|exists"):
         FileConnector(tmp_path / "file" / "store")
+
+
+def test_a_directory_that_vanishes_while_it_is_opened_is_made_again(tmp_path, monkeypatch):
+    real, looks = os.access, []
+
+    def access(path, mode):
+        if not looks:
+            os.rmdir(path)  # as who closes another connector there does
+        looks.append(path)
+        return real(path, mode)
+
+    monkeypatch.setattr(file_module.os, "access", access)
+    connector = FileConnector(tmp_path / "store")
+    assert connector.exists(connector.put(b"x"))
 
 
 def test_new_directories_are_private(tmp_path):

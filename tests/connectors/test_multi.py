@@ -29,6 +29,7 @@ from proxystore.connectors.multi import (
 )
 from proxystore.proxy import ProxyResolveError, is_resolved
 from proxystore.store import Store, StoreConfig, get_store, unregister_store
+from proxystore.store.config import ConnectorConfig
 from proxystore.testing import check_connector
 
 
@@ -76,6 +77,23 @@ def split(tmp_path):
 
 def test_keeps_the_connector_contract(split):
     check_connector(split)
+
+
+def test_looks_into_objects_of_a_connector_that_cannot_look():
+    class Plain:
+        """Has nothing but `get`."""
+
+        def get(self, key):
+            return bytearray(b"abcdef") if key == "there" else None
+
+    connector = MultiConnector({"one": (Plain(), Policy()), "two": (LocalConnector(), Policy())})
+    assert connector.peek(MultiKey("one", "there"), 3) == (b"abc", 6)
+    assert connector.peek(MultiKey("one", "there"), 9) == (b"abcdef", 6)
+    assert connector.peek(MultiKey("one", "missing"), 3) is None
+    key = connector.connectors["two"].connector.put(b"xyz")
+    assert connector.peek(MultiKey("two", key), 2) == (b"xy", 3)
+    with pytest.raises(NoSuchConnectorError):
+        connector.peek(MultiKey("three", key), 2)
 
 
 def test_with_no_connector_at_all():
@@ -294,6 +312,39 @@ asleep = ["redis", {{ hostname = "localhost", port = 1 }}, {{ host_pattern = "no
     assert list(store.connector.config()) == ["memory", "disk", "asleep"], "order decides ties"
     assert StoreConfig.model_validate_json(store.config().model_dump_json()).connector
     store.close()
+
+
+def test_what_is_written_as_toml_or_json_is_equal_when_read(tmp_path):
+    members = {
+        "memory": (LocalConnector(), Policy(priority=1, max_size_bytes=1000)),
+        "several": (
+            MultiConnector(
+                {"disk": (FileConnector(tmp_path / "disk"), Policy(host_pattern=["a", ".*"]))}
+            ),
+            Policy(subset_tags=["keep"]),
+        ),
+    }
+    asleep = {"asleep": ("redis", {"hostname": "h"}, {"host_pattern": "no such host"})}
+    path = tmp_path / "store.toml"
+    with Store("mixed", MultiConnector(members, asleep)) as store:
+        config = store.config()
+        config.write_toml(path)
+        again = StoreConfig.from_toml(path)
+        assert again == config
+        assert StoreConfig.model_validate_json(config.model_dump_json()) == config
+        with Store.from_config(again) as rebuilt:
+            assert rebuilt.config() == config, "with nothing lost on the way"
+            assert rebuilt.connector.connectors_by_priority == ["memory", "several"]
+            key = store.put("x", subset_tags=["keep"])
+            assert rebuilt.get(key) == "x"
+            rebuilt.connector.disown()
+
+
+@pytest.mark.parametrize("kind", ["multi", "MultiConnector", "no.such.Class"])
+def test_options_that_make_no_connectors_are_left_as_they_are(kind):
+    options = {"a": ["file"], "b": 5, "c": ["file", {}, {"unknown": 1}], "d": ["file", {}, [1]]}
+    assert ConnectorConfig(kind=kind, options=options).options == options
+    assert ConnectorConfig(kind=kind, options={"e": ["x.Y", {}, {"subset_tags": 5}]}).options
 
 
 def test_order_survives_a_host_where_the_first_is_dormant(monkeypatch):

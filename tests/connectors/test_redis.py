@@ -169,6 +169,19 @@ def test_arguments_that_make_no_sense_are_refused(arguments, says):
 # -- secrets
 
 
+def test_no_timeout_is_written_to_toml_too(tmp_path, redis_server):
+    connector = RedisConnector("localhost", redis_server.port, timeout=None)
+    with Store("patient", connector) as store:
+        config = store.config()
+        config.write_toml(tmp_path / "store.toml")
+        again = StoreConfig.from_toml(tmp_path / "store.toml")
+        assert again == config
+        for rebuilt in (again, StoreConfig.model_validate_json(config.model_dump_json())):
+            assert rebuilt.connector.get_connector().timeout is None
+        proxy = pickle.loads(pickle.dumps(store.proxy([1], evict=True)))
+        assert proxy == [1]
+
+
 def test_a_password_is_shown_nowhere(redis_server, caplog):
     caplog.set_level(logging.DEBUG)
     quoted = SECRET.replace("/", "%2F").replace("@", "%40").replace(" ", "%20")
@@ -233,6 +246,7 @@ def test_objects_of_existing_installations_are_found(redis_server, client):
     key, other = RedisKey(str(uuid.uuid4())), connector.put(b"new")
     client.set(key.redis_key, b"old" * 100_000)
     assert connector.get(key) == b"old" * 100_000
+    assert connector.peek(key, 4) == (b"oldo", 300_000)
     assert connector.exists(key)
     assert connector.get_batch([other, key, RedisKey("x")]) == [b"new", b"old" * 100_000, None]
     connector.evict(key)
@@ -249,6 +263,8 @@ def test_names_without_a_prefix_are_looked_up_only_if_they_can_be_ours(
     foreign = RedisKey(f"{prefix}session")
     client.mset({key.redis_key: b"x", foreign.redis_key: b"x"})
     assert connector.get(key) is None, "another prefix is asked for"
+    assert connector.peek(key, 1) is None
+    assert plain.peek(foreign, 1) is None
     for name in (key, foreign):
         connector.evict(name)
     plain.evict(foreign)
@@ -265,6 +281,7 @@ def test_a_user_who_sees_only_the_prefix_does_without_the_other_names(own):
     missing = connector.new_key()
     for use in (
         lambda c: c.get(missing) is None,
+        lambda c: c.peek(missing, 1) is None,
         lambda c: not c.exists(missing),
         lambda c: c.evict(missing) is None,
         lambda c: c.get_batch([missing]) == [None],
@@ -334,6 +351,9 @@ def test_operations_on_one_object_are_one_command(own):
     assert commands(client, lambda: connector.put(b"x" * 100_000)) == {"set": 1}
     assert commands(client, lambda: connector.get(key)) == {"get": 1}
     assert commands(client, lambda: connector.exists(key)) == {"exists": 1}
+    assert commands(client, lambda: connector.peek(key, 9)) == dict.fromkeys(
+        ("multi", "getrange", "strlen", "exists", "exec"), 1
+    )
     assert commands(client, lambda: connector.evict(key)) == {"del": 1}
     assert commands(client, lambda: connector.set(key, b"x")) == {"set": 1, "publish": 1}
 
@@ -375,6 +395,10 @@ def test_data_of_any_length_in_any_pieces_come_back(shared, sizes, fill):
     second, *rest = shared.put_buffers_batch([[*parts, *parts], [b"\r\n", *parts], []])
     try:
         assert shared.get(first) == whole
+        for length in (0, 1, 39_999, 40_000, 40_001, 80_001, len(whole), len(whole) + 1):
+            data, nbytes = shared.peek(first, length)
+            assert bytes(data) == whole[:length]
+            assert nbytes == len(whole)
         assert shared.get_batch([*rest, first, second]) == [
             b"\r\n" + whole, b"", whole, whole + whole,
         ]  # fmt: skip
@@ -459,6 +483,29 @@ def test_readers_see_whole_objects_while_one_is_replaced(connector, small_chunks
     assert not torn
 
 
+def test_who_looks_sees_one_object_while_it_is_replaced(connector, small_chunks, at_once):
+    # As above, and the length is that of the object of which the beginning is.
+    values = [bytes([i]) * size for i, size in enumerate((10, 90_000, 150_000, 210_000))]
+    expected = {(value[:100], len(value)) for value in values}
+    key = connector.put(values[0])
+    done = threading.Event()
+
+    def write():
+        for value in values * 50:
+            connector.set(key, value)
+        done.set()
+
+    def look():
+        found = set()
+        while not done.is_set():
+            data, nbytes = connector.peek(key, 100)
+            found.add((bytes(data), nbytes))
+        return found
+
+    _, *seen = at_once(write, look, look)
+    assert set.union(*seen) <= expected
+
+
 def test_a_full_server_leaves_nothing_and_says_so(own, small_chunks):
     connector, client = own
     old = connector.put(b"old")
@@ -512,6 +559,17 @@ def test_a_value_of_somebody_elses_kind_is_an_error(connector, client, prefix):
     client.rpush(prefix + key.redis_key, "x")
     with pytest.raises(RedisResponseError, match="WRONGTYPE"):
         connector.get(key)
+    with pytest.raises(RedisResponseError, match="WRONGTYPE"):
+        connector.peek(key, 1)
+    connector.evict(key)
+
+
+def test_a_value_of_somebody_elses_kind_without_a_prefix_is_none_of_ours(redis_server, client):
+    connector = RedisConnector("localhost", redis_server.port)
+    key = connector.new_key()
+    client.rpush(key.redis_key, "x")
+    assert connector.get(key) is None
+    assert connector.peek(key, 1) is None
     connector.evict(key)
 
 

@@ -117,9 +117,11 @@ def test_a_forked_child_removes_nothing_and_has_its_own(run, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(run, tmp_path):
-    killed = run("embedded_store().put(bytes(100_000)); os.kill(os.getpid(), signal.SIGKILL)")
-    assert killed.returncode == -signal.SIGKILL
+# SIGTERM is what a batch system sends first, SIGKILL what it sends half a minute later.
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_process_left_is_removed_by_the_next(run, tmp_path, by):
+    killed = run(f"embedded_store().put(bytes(100_000)); os.kill(os.getpid(), {by:d})")
+    assert killed.returncode == -by
     assert len(files(tmp_path)) == 2
     after = run("embedded_store()")
     assert "removed 1" in after.stderr

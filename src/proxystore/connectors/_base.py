@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -88,6 +88,35 @@ def translate(
         raise into(error) from error
 
 
+def beginning(data: BytesLike, length: int) -> tuple[bytes, int]:
+    """Return what `peek` does, for a connector that has the data at hand."""
+    view = memoryview(data)
+    # What is empty cannot be cast, and one of something else than bytes has another length.
+    return bytes(view.cast("B")[:length]) if view.nbytes else b"", view.nbytes
+
+
+def check_claim(seconds: float) -> None:
+    """Raise `ValueError` unless a claim may be for so long."""
+    if not seconds > 0:
+        raise ValueError(f"a claim must be for more than 0 seconds, got {seconds}")
+
+
+def expect_claims(connector: Any) -> None:
+    """Tell a connector that objects will be claimed.
+
+    Raises:
+        NotImplementedError: It is no `ClaimableConnector`, or one of its members is none.
+    """
+    if not hasattr(type(connector), "claim"):
+        raise NotImplementedError(
+            f"{connector!r} cannot give an object to exactly one of several consumers: it is "
+            f"not a ClaimableConnector"
+        )
+    method = getattr(connector, "expect_claims", None)
+    if method is not None:
+        method()
+
+
 def disown(connector: object) -> None:
     """Leave deleting to somebody else, where a connector does any when it is closed."""
     method = getattr(connector, "disown", None)
@@ -127,6 +156,9 @@ class ConnectorMixin(Generic[KeyT]):
     def put(self, obj: BytesLike) -> KeyT:
         raise NotImplementedError(f"{type(self).__name__} must define put()")
 
+    def evict(self, key: KeyT) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must define evict()")
+
     def close(self) -> None:
         """Do nothing: nothing is held."""
 
@@ -151,5 +183,15 @@ class ConnectorMixin(Generic[KeyT]):
         return [self.get(key) for key in keys]
 
     def put_batch(self, objs: Sequence[BytesLike]) -> list[KeyT]:
-        """Store each item under a new key: same length and order."""
-        return [self.put(obj) for obj in objs]
+        """Store each item under a new key: same length and order; all of them or none."""
+        keys: list[KeyT] = []
+        try:
+            for obj in objs:
+                key = self.put(obj)
+                keys.append(key)
+        except BaseException:
+            for key in keys:
+                with suppress(Exception):  # the first error is the one to know about
+                    self.evict(key)
+            raise
+        return keys

@@ -39,6 +39,47 @@ class StoreDirectoryGoneError(StoreDirectoryError, FileNotFoundError):
         )
 
 
+class NoFileLocksError(ConnectorError, OSError):
+    """Objects cannot be claimed in a directory, since its file system locks no files.
+
+    Attributes:
+        path: The directory.
+        reason: What the operating system says.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"cannot claim objects in {self.path!r}: its file system does not lock files "
+            f"({self.reason}); mount it with locks (on Lustre: -o flock), or keep these objects "
+            f"in another directory or in Redis"
+        )
+
+
+class ForeignObjectError(ConnectorError, PermissionError):
+    """An object was stored by another user, who could have code run by whoever loads it.
+
+    Attributes:
+        path: Its file.
+        owner: Number of the user whose file it is.
+    """
+
+    def __init__(self, path: str, owner: int) -> None:
+        super().__init__(path, owner)
+        self.path = path
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return (
+            f"will not load {self.path!r}: it belongs to user {self.owner}, who could have code "
+            f"run by that; remove the file, and keep objects where only you can write"
+        )
+
+
 class StorageFullError(ConnectorError, OSError):
     """There is no room for an object; nothing of it was left behind.
 

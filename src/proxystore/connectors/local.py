@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
-from proxystore.connectors._base import ConnectorMixin, checked_name, new_name
+from proxystore.connectors._base import (
+    ConnectorMixin,
+    beginning,
+    check_claim,
+    checked_name,
+    new_name,
+)
 from proxystore.serialize import BytesLike
 
 
@@ -20,16 +27,23 @@ class LocalKey(NamedTuple):
 # Who waits for an object: by the identity of the dictionary, which connectors may share,
 # and by key.
 _waiting: dict[tuple[int, LocalKey], list[threading.Event]] = {}
-# Protects the lists. Nobody waits for anything while holding it. Re-entrant: the garbage
+# Who has claimed an object, and until when on the monotonic clock; by the same.
+_claims: dict[tuple[int, LocalKey], tuple[str, float]] = {}
+# With how many of them to look for those that are over: twice as many as were left then.
+_FEWEST_CLAIMS = 64
+_most_claims = _FEWEST_CLAIMS
+# Protects all three. Nobody waits for anything while holding it. Re-entrant: the garbage
 # collector may run a finalizer that sets an object in the middle.
 _lock = threading.RLock()
 
 
 def _forget_waiting() -> None:
-    # They are threads of the parent, one of which may have held the lock.
+    # They are threads of the parent, one of which may have held the lock. What the parent's
+    # consumers have claimed are the parent's objects, not the copies here.
     global _lock
     _lock = threading.RLock()
     _waiting.clear()
+    _claims.clear()
 
 
 os.register_at_fork(after_in_child=_forget_waiting)
@@ -72,6 +86,9 @@ class LocalConnector(ConnectorMixin[LocalKey]):
     def evict(self, key: LocalKey) -> None:
         """Remove the object; that it is not there is no error."""
         self._store.pop(key, None)
+        if _claims:  # looked at after the object is gone, as `claim` does it the other way round
+            with _lock:
+                _claims.pop((id(self._store), key), None)
 
     def exists(self, key: LocalKey) -> bool:
         """Say whether there is an object under `key`."""
@@ -80,6 +97,14 @@ class LocalConnector(ConnectorMixin[LocalKey]):
     def get(self, key: LocalKey) -> BytesLike | None:
         """Return the data as it was put, or None if there is no such key."""
         return self._store.get(key)
+
+    def peek(self, key: LocalKey, length: int) -> tuple[BytesLike, int] | None:
+        """Return the first `length` bytes of the data (or all, if less) and their whole length.
+
+        None if there is no such key.
+        """
+        data = self._store.get(key)
+        return None if data is None else beginning(data, length)
 
     def new_key(self, obj: bytes | None = None) -> LocalKey:
         """Return a key with no object behind it yet; `obj` is not looked at."""
@@ -125,6 +150,38 @@ class LocalConnector(ConnectorMixin[LocalKey]):
                     others.remove(arrived)
                 if not others:
                     _waiting.pop(place, None)
+
+    def claim(self, key: LocalKey, claimant: str, seconds: float) -> str:
+        """Try to claim the object for a time, and return who has it now.
+
+        See `proxystore.connectors.protocols.ClaimableConnector`. Known to all connectors with
+        the same dictionary, in this process.
+
+        Raises:
+            ValueError: `seconds` is not more than 0.
+        """
+        global _most_claims
+        check_claim(seconds)
+        place, now = (id(self._store), key), monotonic()
+        with _lock:
+            has, until = _claims.get(place, (claimant, now))
+            if has != claimant and now < until:
+                return has
+            _claims[place] = claimant, now + seconds
+            if key not in self._store:
+                del _claims[place]
+            elif len(_claims) > _most_claims:  # of dictionaries that nobody has any more
+                for other in [other for other, (_, end) in _claims.items() if end <= now]:
+                    del _claims[other]
+                _most_claims = max(_FEWEST_CLAIMS, 2 * len(_claims))
+        return claimant
+
+    def release(self, key: LocalKey, claimant: str) -> None:
+        """End the claim of `claimant`; if somebody else has the object, do nothing."""
+        place = (id(self._store), key)
+        with _lock:
+            if place in _claims and _claims[place][0] == claimant:
+                del _claims[place]
 
     def put_buffers(self, parts: Sequence[BytesLike]) -> LocalKey:
         """Store the concatenation of `parts`; it is copied, since parts alias objects."""

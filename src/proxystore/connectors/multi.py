@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from proxystore import utils
-from proxystore.connectors._base import ConnectorMixin, abandon, close, disown, writes_buffers
+from proxystore.connectors._base import (
+    ConnectorMixin,
+    abandon,
+    beginning,
+    close,
+    disown,
+    expect_claims,
+    writes_buffers,
+)
 from proxystore.connectors._kinds import class_path
 from proxystore.connectors.exceptions import ConnectorError
 from proxystore.connectors.protocols import Connector
@@ -373,6 +381,20 @@ class MultiConnector(ConnectorMixin[MultiKey]):
         """Return the data, or None if there is no such key."""
         return self._ask(key, lambda connector, inner: connector.get(inner))
 
+    def peek(self, key: MultiKey, length: int) -> tuple[BytesLike, int] | None:
+        """Return the first `length` bytes of the data (or all, if less) and their whole length.
+
+        None if there is no such key. A connector that cannot do that is asked for all.
+        """
+
+        def look(connector: Any, inner: Any) -> tuple[BytesLike, int] | None:
+            if hasattr(type(connector), "peek"):
+                return connector.peek(inner, length)  # type: ignore[no-any-return] # not typed
+            data = connector.get(inner)
+            return None if data is None else beginning(data, length)
+
+        return self._ask(key, look)
+
     def exists(self, key: MultiKey) -> bool:
         """Say whether there is an object under `key`."""
         return self._ask(key, lambda connector, inner: connector.exists(inner))
@@ -380,6 +402,42 @@ class MultiConnector(ConnectorMixin[MultiKey]):
     def evict(self, key: MultiKey) -> None:
         """Remove the object; that it is not there is no error."""
         self._ask(key, lambda connector, inner: connector.evict(inner))
+
+    # -- claiming
+
+    def expect_claims(self) -> None:
+        """Be ready for claims on any object.
+
+        Raises:
+            NotImplementedError: One of the connectors, any of which may get the object, is no
+                `ClaimableConnector`.
+        """
+        for connector, _ in self.connectors.values():
+            expect_claims(connector)
+
+    def claim(self, key: MultiKey, claimant: str, seconds: float) -> str:
+        """Try to claim the object for a time, and return who has it now.
+
+        See `proxystore.connectors.protocols.ClaimableConnector`.
+
+        Raises:
+            NotImplementedError: The connector that has it is none.
+        """
+
+        def claim(connector: Any, inner: Any) -> str:
+            expect_claims(connector)
+            return connector.claim(inner, claimant, seconds)  # type: ignore[no-any-return] # not typed
+
+        return self._ask(key, claim)
+
+    def release(self, key: MultiKey, claimant: str) -> None:
+        """End the claim of `claimant`; if somebody else has the object, do nothing."""
+
+        def release(connector: Any, inner: Any) -> None:
+            if hasattr(type(connector), "release"):  # else nobody has claimed anything
+                connector.release(inner, claimant)
+
+        self._ask(key, release)
 
     # -- several
 
@@ -577,6 +635,22 @@ def _parts(name: str, config: Any) -> tuple[str, dict[str, Any], Policy]:
             f"the policy of the connector named {name!r} has no {', '.join(sorted(unknown))}"
         )
     return kind, options, Policy(**policy)
+
+
+def as_returned(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options as `MultiConnector.config` would, though they have come through TOML or JSON.
+
+    These have lists for tuples, and TOML has no None. What is no configuration of a connector
+    stays as it is: making the connector will tell.
+    """
+    found = dict(options)
+    for name, config in options.items():
+        with suppress(TypeError, ValueError):
+            kind, its_options, policy = _parts(name, config)
+            is_multi = class_path(kind) == get_object_path(MultiConnector)
+            its_options = as_returned(its_options) if is_multi else dict(its_options)
+            found[name] = (kind, its_options, policy.as_dict())
+    return found
 
 
 def _new_connector(name: str, kind: str, options: dict[str, Any]) -> Connector[Any]:

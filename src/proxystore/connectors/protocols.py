@@ -138,15 +138,20 @@ class WaitableConnector(Protocol[KeyT_contra]):
 
 @runtime_checkable
 class ClaimableConnector(Protocol[KeyT_contra]):
-    """A connector at which exactly one of several consumers gets an object."""
+    """A connector at which exactly one of several consumers gets an object.
+
+    One that also has ``expect_claims`` is told so, by a call without arguments, before
+    objects are handed out that will be claimed; it raises `NotImplementedError` if some
+    of its objects cannot be.
+    """
 
     def claim(self, key: KeyT_contra, claimant: str, seconds: float) -> str:
         """Try to claim the object for a time, and return who has it now.
 
         It goes to `claimant` if nobody has it, if `claimant` has it already (whose time
         starts anew), or if the time of whoever has it is up. All in one step: of several
-        claimants at once, exactly one gets it. Whether the object exists is not looked at.
-        `evict` ends every claim on its key.
+        claimants at once, exactly one gets it. `evict` ends every claim on its key; where
+        there is no object, a claim need not last.
 
         Args:
             key: Of the object.

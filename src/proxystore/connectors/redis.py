@@ -27,6 +27,8 @@ from urllib.parse import unquote, urlsplit
 from proxystore.connectors._base import (
     OBJECT_NAME,
     ConnectorMixin,
+    beginning,
+    check_claim,
     checked_name,
     new_name,
     translate,
@@ -212,7 +214,7 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             connector is made. Then the password is in no configuration or pickle.
         prefix: What the names of all values start with.
         timeout: Longest wait for the server to take or to send something, in seconds; a
-            large object takes as long as it takes. None: no limit.
+            large object takes as long as it takes. None, or infinite: no limit.
         client_kwargs: Further arguments of ``redis.StrictRedis``, for instance
             ``{"ssl": True, "ssl_ca_certs": "/etc/ca.pem"}``.
 
@@ -244,7 +246,7 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             raise ValueError("give hostname and port, or a url, not both")
         self.clear = clear
         self.prefix = prefix
-        self.timeout = timeout
+        self.timeout = None if timeout == math.inf else timeout
         self.username = username
         self._who = username  # for errors
         self._db = db
@@ -323,7 +325,8 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             ("password", self._password, None),
             ("password_env", self._password_env, None),
             ("prefix", self.prefix, PREFIX),
-            ("timeout", self.timeout, 30.0),
+            # TOML has no None: it would be left out, and be 30 seconds when read.
+            ("timeout", math.inf if self.timeout is None else self.timeout, 30.0),
             ("client_kwargs", self._client_kwargs, {}),
         ):
             if value != default:
@@ -412,6 +415,26 @@ class RedisConnector(ConnectorMixin[RedisKey]):
                 (reply,) = self._run(("GET", key[0]))
                 data = self._unless_refused(reply)
             return data
+
+    def peek(self, key: RedisKey, length: int) -> tuple[BytesLike, int] | None:
+        """Return the first `length` bytes of the data (or all, if less) and their whole length.
+
+        None if there is no such key; errors as for `put`. Of an object that is stored in
+        chunks, whole chunks of 4 MiB are transferred.
+        """
+        if not self._is_real:
+            data = self.get(key)
+            return None if data is None else beginning(data, length)
+        with self._doing(f"look into {key[0]!r}"):
+            found = self._peek(self._name(key), length)
+            if found is None and self._had_bare_name(key):
+                try:
+                    found = self._peek_value(key[0], length)
+                except exceptions.NoPermissionError:
+                    self._bare = False
+                if _is_other_type(found):
+                    found = None
+            return found  # type: ignore[no-any-return] # replies have no types
 
     def exists(self, key: RedisKey) -> bool:
         """Say whether there is an object under `key`; errors as for `put`."""
@@ -581,8 +604,7 @@ class RedisConnector(ConnectorMixin[RedisKey]):
         Raises:
             ValueError: `seconds` is not more than 0.
         """
-        if not seconds > 0:
-            raise ValueError(f"a claim must be for more than 0 seconds, got {seconds}")
+        check_claim(seconds)
         milliseconds = str(math.ceil(seconds * 1000))
         with self._doing(f"claim {key[0]!r}"):
             (has,) = _checked(
@@ -664,12 +686,50 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             (data,) = self._run(("GET", name))
             if not _is_other_type(data):
                 return _checked([data])[0]
-            data = self._read_chunks(name)
-            if data is not _CHANGED:
-                return data
+            found = self._read_chunks(name)
+            if found is not _CHANGED:
+                return None if found is None else found[0]
 
-    def _read_chunks(self, name: str) -> Any:
-        """Return the data, None if there are none, or `_CHANGED` if they are not in chunks."""
+    def _peek(self, name: str, length: int) -> Any:
+        while True:
+            found = self._peek_value(name, length)
+            if not _is_other_type(found):
+                return found
+            found = self._read_chunks(name, length)
+            if found is not _CHANGED:
+                return found
+
+    def _peek_value(self, name: str, length: int) -> Any:
+        """Return beginning and length of a value, None if there is none, or the error of its type.
+
+        Raises:
+            redis.exceptions.NoPermissionError: This user may not see that name.
+        """
+        last = str(max(length, 1) - 1)  # -1 would be the last of all
+        # In one step, so that both are the same object's.
+        *queued, found = self._run(
+            ("MULTI",),
+            ("GETRANGE", name, "0", last),
+            ("STRLEN", name),
+            ("EXISTS", name),  # else what is empty would be missing
+            ("EXEC",),
+        )
+        _checked(queued)
+        if isinstance(found, list) and _is_other_type(found[0]):
+            return found[0]
+        ((data, size, is_there),) = _checked([found])
+        return (data[:length], size) if is_there else None
+
+    def _read_chunks(self, name: str, most: int | None = None) -> Any:
+        """Return the data and their length.
+
+        Args:
+            name: Of the value.
+            most: How much of the beginning to return, in bytes. None: all.
+
+        Returns:
+            None if there is no such value, or `_CHANGED` if it is not in chunks.
+        """
         (found,) = self._run(("HMGET", name, "id", "size", "chunk"))
         if _is_other_type(found):
             (kind,) = _checked(self._run(("TYPE", name)))
@@ -679,17 +739,17 @@ class RedisConnector(ConnectorMixin[RedisKey]):
         if token is None:
             return None
         size, length = map(int, numbers)
-        data = bytearray(size)
+        data = bytearray(size if most is None else min(size, most))
         with memoryview(data) as view:
-            for i, at in enumerate(range(0, size, length)):
+            for i, at in enumerate(range(0, len(data), length)):
                 place = view[at : at + length]
                 (chunk,) = self._run(("HGET", name, f"{token.decode()}:{i}"), into=place)
                 if chunk is None or _is_other_type(chunk):
                     return _CHANGED
                 _checked([chunk])
                 if chunk is not place:
-                    place[:] = chunk
-        return data
+                    place[:] = memoryview(chunk)[: place.nbytes if most is not None else None]
+        return data, size
 
     def _scan(self, prefix: str = "") -> Iterator[list[str]]:
         """Yield names that start with the prefixes, as many at a time as the server gives."""

@@ -32,6 +32,7 @@ from proxystore.store._observe import Observer, Silent
 from proxystore.store._registry import register_store, remember, unregister_this
 from proxystore.store.cache import LRUCache
 from proxystore.store.config import ConnectorConfig, StoreConfig, size_from
+from proxystore.store.consume import RetainingStoreFactory, check_retain
 from proxystore.store.exceptions import NonProxiableTypeError, ProxyResolveMissingKeyError
 from proxystore.store.factory import PollingStoreFactory, StoreFactory, check_polling
 from proxystore.store.future import Future
@@ -185,7 +186,13 @@ class Store(Generic[ConnectorT]):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if exc_value is None:
+                raise
+            # What the block has raised came first.
+            logger.warning("closing %r failed", self, exc_info=True)
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Unregister the store if it registered itself, and close its connector.
@@ -783,6 +790,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = ...,
         lifetime: Lifetime | None = ...,
+        retain: float | None = ...,
         serializer: SerializerT | None = ...,
         deserializer: DeserializerT | None = ...,
         populate_target: bool | None = ...,
@@ -797,6 +805,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = ...,
         lifetime: Lifetime | None = ...,
+        retain: float | None = ...,
         serializer: SerializerT | None = ...,
         deserializer: DeserializerT | None = ...,
         populate_target: bool | None = ...,
@@ -810,6 +819,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = False,
         lifetime: Lifetime | None = None,
+        retain: float | None = None,
         serializer: SerializerT | None = None,
         deserializer: DeserializerT | None = None,
         populate_target: bool | None = None,
@@ -820,9 +830,14 @@ class Store(Generic[ConnectorT]):
 
         Args:
             obj: As for `put`, but not None, True or False.
-            evict: Evict the object when a process gets it from the store. Not safe
-                where a task may run twice.
+            evict: Evict the object when a process gets it from the store. Not safe where a
+                task may fail and be run again: then use `retain`.
             lifetime: As for `put`.
+            retain: Let one consumer at a time have the object, in seconds; more than 0. Who
+                resolves the proxy takes it, and has it to itself for so long, unless it says
+                earlier what has become of it: see `proxystore.store.consume`. The proxy never
+                has `obj` itself, which would be used without being taken. None: anybody gets
+                it at any time.
             serializer: As for `put`.
             deserializer: As for `get`, where the proxy is resolved.
             populate_target: Let the proxy have `obj` itself, in this process. It then
@@ -832,11 +847,16 @@ class Store(Generic[ConnectorT]):
             kwargs: For the connector's `put`.
 
         Raises:
-            ValueError: Both `evict` and `lifetime` are given.
+            ValueError: More than one of `evict`, `lifetime` and `retain` is given, or `retain`
+                is out of range; nothing is stored.
+            TypeError: `retain` is no number; nothing is stored.
+            NotImplementedError: `retain` is given, and the connector is not a
+                `ClaimableConnector`; nothing is stored.
             NonProxiableTypeError: `obj` is None, True or False.
             SerializationError: As for `put`.
         """
-        _require_one_end(evict, lifetime)
+        _require_one_end(evict, lifetime, retain)
+        retain = self._checked_retain(retain)
         if isinstance(obj, (bool, type(None))):
             if skip_nonproxiable:
                 return obj
@@ -847,7 +867,7 @@ class Store(Generic[ConnectorT]):
             key = self.put(obj, serializer=serializer, **kwargs)
             op.on(key)
             try:
-                proxy = self._proxy(key, obj, evict, deserializer, populate_target)
+                proxy = self._proxy(key, obj, evict, retain, deserializer, populate_target)
             except BaseException:  # the object's own code has run, to hash it
                 self._give_up([key])
                 raise
@@ -860,6 +880,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = False,
         lifetime: Lifetime | None = None,
+        retain: float | None = None,
         serializer: SerializerT | None = None,
         deserializer: DeserializerT | None = None,
         populate_target: bool | None = None,
@@ -871,7 +892,8 @@ class Store(Generic[ConnectorT]):
         Arguments and errors are those of `proxy`; if one object is refused, none is
         stored.
         """
-        _require_one_end(evict, lifetime)
+        _require_one_end(evict, lifetime, retain)
+        retain = self._checked_retain(retain)
         results = list(objs)
         places = [i for i, obj in enumerate(results) if not isinstance(obj, (bool, type(None)))]
         if len(places) < len(results) and not skip_nonproxiable:
@@ -884,7 +906,9 @@ class Store(Generic[ConnectorT]):
             op.on(keys)
             try:
                 for i, key in zip(places, keys, strict=True):
-                    results[i] = self._proxy(key, results[i], evict, deserializer, populate_target)
+                    results[i] = self._proxy(
+                        key, results[i], evict, retain, deserializer, populate_target
+                    )
             except BaseException:  # as in proxy()
                 self._give_up(keys)
                 raise
@@ -897,6 +921,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = False,
         lifetime: Lifetime | None = None,
+        retain: float | None = None,
         deserializer: DeserializerT | None = None,
     ) -> Proxy[Any]:
         """Return an unresolved proxy of an object that is stored, or will be.
@@ -905,12 +930,13 @@ class Store(Generic[ConnectorT]):
         Arguments are those of `proxy`.
 
         Raises:
-            ValueError: Both `evict` and `lifetime` are given.
+            ValueError: As for `proxy`, as are `TypeError` and `NotImplementedError`.
         """
-        _require_one_end(evict, lifetime)
+        _require_one_end(evict, lifetime, retain)
+        retain = self._checked_retain(retain)
         _require_open(lifetime)
         logger.debug("Store(name=%r): PROXY_FROM_KEY %r", self.name, key)
-        proxy = self._proxy(key, None, evict, deserializer, False)
+        proxy = self._proxy(key, None, evict, retain, deserializer, False)
         if lifetime is not None:
             lifetime.add_proxy(proxy)
         return proxy
@@ -922,6 +948,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = ...,
         lifetime: Lifetime | None = ...,
+        retain: float | None = ...,
         serializer: SerializerT | None = ...,
         deserializer: DeserializerT | None = ...,
         populate_target: bool | None = ...,
@@ -936,6 +963,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = ...,
         lifetime: Lifetime | None = ...,
+        retain: float | None = ...,
         serializer: SerializerT | None = ...,
         deserializer: DeserializerT | None = ...,
         populate_target: bool | None = ...,
@@ -949,6 +977,7 @@ class Store(Generic[ConnectorT]):
         *,
         evict: bool = False,
         lifetime: Lifetime | None = None,
+        retain: float | None = None,
         serializer: SerializerT | None = None,
         deserializer: DeserializerT | None = None,
         populate_target: bool | None = None,
@@ -964,6 +993,7 @@ class Store(Generic[ConnectorT]):
             obj,
             evict=evict,
             lifetime=lifetime,
+            retain=retain,
             serializer=serializer,
             deserializer=deserializer,
             populate_target=populate_target,
@@ -1064,8 +1094,10 @@ class Store(Generic[ConnectorT]):
         Arguments and errors are those of `proxy`, but that None, True and False are
         returned as they are by default. See `proxystore.store.ref` for lending the object.
         """
-        if "evict" in kwargs or "lifetime" in kwargs:
-            raise TypeError("owned_proxy() takes no evict or lifetime: the owner evicts the object")
+        if kwargs.keys() & {"evict", "lifetime", "retain"}:
+            raise TypeError(
+                "owned_proxy() takes no evict, lifetime or retain: the owner evicts the object"
+            )
         populate = self.populate_target if populate_target is None else populate_target
         proxy = self.proxy(
             obj,
@@ -1084,15 +1116,26 @@ class Store(Generic[ConnectorT]):
         key: ConnectorKeyT,
         obj: Any,
         evict: bool,
+        retain: float | None,
         deserializer: DeserializerT | None,
         populate_target: bool | None,
     ) -> Proxy[Any]:
-        factory: StoreFactory[Any] = StoreFactory(
-            key, self._config(), evict=evict, deserializer=deserializer
-        )
-        if self.populate_target if populate_target is None else populate_target:
-            return Proxy(factory, cache_defaults=True, target=obj)
-        return Proxy(factory)
+        factory: StoreFactory[Any]
+        if retain is None:
+            factory = StoreFactory(key, self._config(), evict=evict, deserializer=deserializer)
+        else:
+            factory = RetainingStoreFactory(
+                key, self._config(), retain=retain, deserializer=deserializer
+            )
+        if not (self.populate_target if populate_target is None else populate_target):
+            return Proxy(factory)
+        proxy = Proxy(factory, cache_defaults=True, target=obj)
+        if retain is not None:
+            del proxy.__proxy_wrapped__  # the class and hash stay
+        return proxy
+
+    def _checked_retain(self, retain: float | None) -> float | None:
+        return None if retain is None else check_retain(retain, self.connector)
 
 
 # Those of this process.
@@ -1128,9 +1171,12 @@ class _Locked:
         self._lock.release()
 
 
-def _require_one_end(evict: bool, lifetime: Lifetime | None) -> None:
-    if evict and lifetime is not None:
-        raise ValueError("The evict and lifetime parameters exclude each other: set one of them")
+def _require_one_end(evict: bool, lifetime: Lifetime | None, retain: float | None) -> None:
+    given = {"evict": evict, "lifetime": lifetime is not None, "retain": retain is not None}
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        names[-2:] = [" and ".join(names[-2:])]
+        raise ValueError(f"The {', '.join(names)} parameters exclude each other: set one of them")
 
 
 def _require_open(lifetime: Lifetime | None) -> None:

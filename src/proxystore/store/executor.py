@@ -7,6 +7,8 @@ The rules:
 - A call is known from before anything is stored for it, so that a failure on the way, and
   `shutdown`, find whatever there is.
 - Nothing that outlives a call depends on an object that is evicted with it: see `_Argument`.
+- What the user has stored for one consumer (``retain=``) and passes to a call is that call's to
+  consume: acknowledged when it ends well, released when it fails.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from proxystore.factory import SimpleFactory
@@ -31,6 +34,7 @@ from proxystore.store import _wire
 from proxystore.store._registry import get_or_create_store, store_at
 from proxystore.store.base import Store
 from proxystore.store.config import StoreConfig
+from proxystore.store.consume import acknowledge, release, retaining_factory
 from proxystore.store.factory import StoreFactory
 from proxystore.store.types import ConnectorKeyT
 from proxystore.store.utils import get_key
@@ -234,6 +238,20 @@ class _Task:
         return _task_from, (self.function, self.should_proxy, config, self.ownership)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        given = {id(arg): arg for arg in (*args, *kwargs.values()) if _is_retained(arg)}
+        if not given:
+            return self._run(*args, **kwargs)
+        try:
+            result = self._run(*args, **kwargs)
+        except BaseException:
+            _say(release, given.values())
+            raise
+        passed_on = given.pop(id(result), None)  # for who gets the result to consume
+        _say(acknowledge, given.values())
+        _say(release, [] if passed_on is None else [passed_on])
+        return result
+
+    def _run(self, /, *args: Any, **kwargs: Any) -> Any:
         # Proxies that nobody else holds, so that it can be told who does afterwards.
         own: dict[int, Proxy[Any]] = {}
         for arg in (*args, *kwargs.values()):
@@ -263,6 +281,21 @@ class _Task:
         if store is None:
             store = get_or_create_store(self.config)
         return store.owned_proxy(result) if self.ownership else store.proxy(result)
+
+
+def _is_retained(item: Any) -> bool:
+    kind = _factory_kind(item)
+    is_ours = kind is not None and issubclass(kind, StoreFactory)
+    return is_ours and retaining_factory(item) is not None
+
+
+def _say(what: Callable[[Proxy[Any]], object], proxies: Iterable[Proxy[Any]]) -> None:
+    """Acknowledge or release what a call was given; that this fails is not the call's failure."""
+    for proxy in proxies:
+        try:
+            what(proxy)
+        except Exception:  # noqa: PERF203 - each by itself
+            logger.exception("cannot %s %r", what.__name__, get_factory(proxy))
 
 
 def _holders(own: dict[int, Proxy[Any]]) -> list[int]:
@@ -616,7 +649,10 @@ class StoreExecutor(Executor):
             unneeded = [stored.key for stored in inputs if not stored.calls]
         for key in unneeded:
             self._evict(key)
-        self._close_store_if_idle()
+        try:
+            self._close_store_if_idle()
+        except Exception:
+            logger.exception("closing %r failed", self.store)  # as above: nobody to raise to
 
     def _evict(self, key: ConnectorKeyT) -> None:
         try:
@@ -626,6 +662,20 @@ class StoreExecutor(Executor):
             logger.exception("cannot evict the argument %r, it stays in %r", key, self.store)
 
     # -- the end of it all
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.shutdown(wait=True)
+        except Exception:
+            if exc_value is None:
+                raise
+            # What the block has raised came first.
+            logger.warning("shutting %r down failed", self, exc_info=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Shut the wrapped executor down, then close the store if `close_store` is set.
@@ -641,20 +691,26 @@ class StoreExecutor(Executor):
         with self._lock:
             must_close_store = self.close_store and not self._is_shut
             self._is_shut = True
-        nothing_runs = False
         try:
             self._shut_down_executor(wait, cancel_futures)
-            nothing_runs = wait
-        finally:
-            if must_close_store:
-                self._must_close_store = True
-            # Of those that nobody watches, no end would ever be known.
-            _finish_all(
-                call
-                for call in list(self._calls)
-                if nothing_runs or (self.close_store and not call.is_watched)
-            )
-            self._close_store_if_idle()
+        except BaseException:
+            try:
+                self._end_calls(must_close_store, nothing_runs=False)
+            except Exception:  # the first error is the one to know about
+                logger.exception("closing %r failed", self.store)
+            raise
+        self._end_calls(must_close_store, nothing_runs=wait)
+
+    def _end_calls(self, must_close_store: bool, *, nothing_runs: bool) -> None:
+        # Of those that nobody watches, no end would ever be known.
+        _finish_all(
+            call
+            for call in list(self._calls)
+            if nothing_runs or (self.close_store and not call.is_watched)
+        )
+        if must_close_store:
+            self._must_close_store = True
+        self._close_store_if_idle()
 
     def _shut_down_executor(self, wait: bool, cancel_futures: bool) -> None:
         executor = self.executor

@@ -74,6 +74,9 @@ class StoreFactory(Factory[T], Generic[T]):
             assigned to.
     """
 
+    # Of a class, not of its subclasses: its pickles hold nothing but what is put there below.
+    _travels_small = True
+
     def __init__(
         self,
         key: ConnectorKeyT,
@@ -148,6 +151,10 @@ class StoreFactory(Factory[T], Generic[T]):
         """Say whether `resolve_async` was called and nobody has used its object yet."""
         return self._background() is not None
 
+    def disown(self) -> None:
+        """Leave evicting to somebody else."""
+        self.evict = False
+
     def _background(self) -> _Background | None:
         """Return the background resolve, if its thread is one of this process."""
         future = self._obj_future
@@ -204,7 +211,7 @@ class StoreFactory(Factory[T], Generic[T]):
     # what is in the pickle of that proxy, and so on without an end.
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        ours = type(self) is StoreFactory or type(self) is PollingStoreFactory
+        ours = "_travels_small" in vars(type(self))
         text = _wire.encode(self.store_config)
         state: Any = None
         if text is not None and ours and not self.evict and self.deserializer is None:
@@ -269,6 +276,8 @@ class PollingStoreFactory(StoreFactory[T], Generic[T]):
     Raises:
         ValueError: An argument is out of range.
     """
+
+    _travels_small = True
 
     def __init__(
         self,

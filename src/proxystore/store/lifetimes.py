@@ -352,6 +352,18 @@ def _deadline(expiry: datetime | timedelta | float, start: float) -> float:
     return start + float(expiry)
 
 
+class _Expiring(Protocol):
+    """What a clock calls: a lease, or what a consumer has taken."""
+
+    def _expire(self, alarm: _Alarm | None = None) -> None:
+        """Do what is due, and raise nothing.
+
+        Args:
+            alarm: What has gone off. None: the interpreter exits.
+        """
+        ...
+
+
 class _Alarm:
     """The end of a lease, like a `threading.Timer`.
 
@@ -363,7 +375,7 @@ class _Alarm:
 
     __slots__ = ("_clock", "_over", "deadline", "lease", "waiting")
 
-    def __init__(self, clock: _Clock, deadline: float, lease: LeaseLifetime) -> None:
+    def __init__(self, clock: _Clock, deadline: float, lease: _Expiring) -> None:
         self._clock = clock
         self._over = threading.Event()
         self.deadline = deadline
@@ -403,7 +415,7 @@ class _Clock:
         self._ringing: _Alarm | None = None
         self._thread: threading.Thread | None = None
 
-    def set(self, deadline: float, lease: LeaseLifetime) -> _Alarm:
+    def set(self, deadline: float, lease: _Expiring) -> _Alarm:
         """Return an alarm that ends `lease`."""
         alarm = _Alarm(self, deadline, lease)
         with self._changed:

@@ -359,8 +359,7 @@ class BaseRefProxy(Proxy[T]):
         arguments = (
             kind,
             resolver.factory,
-            default_class,
-            _departing(default_hash, default_class),
+            *_departing(default_class, default_hash),
         )
         # Others rely on these four; there is a fifth only if it matters.
         version = self.__proxy_version__
@@ -742,7 +741,7 @@ def into_owned(proxy: Proxy[T], *, populate_target: bool = True) -> OwnedProxy[T
             f"Only a base proxy can be turned into an owned one, got a {type(proxy).__name__}"
         )
     factory: StoreFactory[T] = _factory_of(proxy)
-    factory.evict = False
+    factory.disown()
     owner = OwnedProxy(factory)
     if populate_target:
         _populate(owner, proxy)

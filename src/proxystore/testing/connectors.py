@@ -15,6 +15,7 @@ from proxystore.connectors.protocols import (
     Connector,
     DeferrableConnector,
     EnumerableConnector,
+    PeekableConnector,
     WaitableConnector,
 )
 from proxystore.serialize import is_bytes_like
@@ -51,9 +52,11 @@ def check_connector(connector: Connector[Any]) -> None:
         _check_buffers(connector)
     if isinstance(connector, EnumerableConnector):
         _check_enumerable(connector)
+    if isinstance(connector, PeekableConnector):
+        _check_peekable(connector)
     if isinstance(connector, WaitableConnector):
         _check_waitable(connector)
-    if isinstance(connector, ClaimableConnector):
+    if isinstance(connector, ClaimableConnector) and _expects_claims(connector):
         _check_claimable(connector)
 
 
@@ -159,6 +162,21 @@ def _check_enumerable(connector: Any) -> None:
         raise AssertionError("a name that is no object's name is refused")
 
 
+def _check_peekable(connector: Any) -> None:
+    for value in (b"value", b"", bytes(range(256)) * 4000):
+        key = connector.put(value)
+        for length in (1, 5, 64, 4096, len(value), len(value) + 1, 0):
+            found = connector.peek(key, length)
+            assert found is not None, "what was put can be looked into"
+            data, nbytes = found
+            assert is_bytes_like(data), "peek gives bytes-like data"
+            assert bytes(data) == value[:length], "peek gives the beginning, and no more"
+            assert nbytes == len(value), "peek gives the length of the whole"
+        assert _data(connector, key) == value, "looking takes nothing away"
+        connector.evict(key)
+        assert connector.peek(key, 64) is None, "None for what was evicted"
+
+
 def _check_waitable(connector: Any) -> None:
     key = connector.put(b"value")
     start = time.monotonic()
@@ -180,6 +198,16 @@ def _check_waitable(connector: Any) -> None:
         assert all(wait.result(30) is True for wait in waits), "whoever waits is woken up"
     for key in keys:
         connector.evict(key)
+
+
+def _expects_claims(connector: Any) -> bool:
+    if hasattr(connector, "expect_claims"):
+        try:
+            connector.expect_claims()
+            connector.expect_claims()  # again: it was told already
+        except NotImplementedError:  # as one of several connectors may not have it
+            return False
+    return True
 
 
 def _check_claimable(connector: Any) -> None:
@@ -204,20 +232,60 @@ def _check_claimable(connector: Any) -> None:
         time.sleep(0.01)
     assert has == "one", "a claim ends when its time is up"
     connector.evict(key)
+    assert not connector.exists(key), "a claim keeps nobody from evicting"
     assert connector.claim(key, "two", 60) == "two", "evict ends every claim"
+    assert not connector.exists(key), "a claim makes no object"
+    assert connector.get(key) is None, "a claim makes no object"
     connector.evict(key)
+    connector.release(key, "two")  # of what is gone
+    keys = [connector.put(b"value") for _ in range(2)]
+    strange = "ein größerer, mit Leerzeichen: " + 5000 * "x"
+    assert connector.claim(keys[0], strange, 1e9) == strange, "any text without line breaks"
+    assert connector.claim(keys[0], "two", 60) == strange, "the text comes back as it was"
+    assert connector.claim(keys[1], "two", 60) == "two", "claiming one leaves the others free"
+    connector.release(keys[0], strange)
+    assert connector.claim(keys[0], "two", 60) == "two", "one claimant can have several"
+    assert connector.claim(keys[0], "two", 0.02) == "two", "claiming again sets the time anew"
+    while connector.claim(keys[0], "one", 60) == "two":
+        assert time.monotonic() < deadline + 30, "claiming again sets the time anew"
+        time.sleep(0.01)
+    for seconds in (0, -1, float("nan")):
+        try:
+            connector.claim(keys[1], "two", seconds)
+        except ValueError:
+            continue
+        raise AssertionError("a claim is for more than 0 seconds")
     barrier = threading.Barrier(8)
 
     def claim(claimant: str) -> Any:
         barrier.wait(30)
-        return connector.claim(key, claimant, 60)
+        return connector.claim(keys[0], claimant, 60)
 
+    def claim_and_release(claimant: str) -> int:
+        won = 0
+        barrier.wait(30)
+        for _ in range(10):
+            if connector.claim(keys[1], claimant, 60) == claimant:
+                inside.append(claimant)
+                won += set(inside) == {claimant}
+                inside.remove(claimant)
+                connector.release(keys[1], claimant)
+            else:
+                won += 1
+        return won
+
+    names = [f"claimant {i}" for i in range(8)]
+    inside: list[str] = []
     with _Threads(8) as threads:
-        names = [f"claimant {i}" for i in range(8)]
+        connector.release(keys[0], "one")
         found = set(threads.map(claim, names))
+        connector.release(keys[1], "two")
+        won = list(threads.map(claim_and_release, names))
     assert len(found) == 1, "exactly one of several at once gets it, and all know who"
     assert found <= set(names), "exactly one of several at once gets it, and all know who"
-    connector.evict(key)
+    assert won == [10] * 8, "whoever has it, has it alone until released"
+    for key in keys:
+        connector.evict(key)
 
 
 class _Threads(ThreadPoolExecutor):
