@@ -10,7 +10,9 @@ import pytest
 
 from proxystore.connectors.file import FileConnector, FileKey
 from proxystore.connectors.local import LocalConnector, LocalKey
+from proxystore.connectors.multi import MultiConnector, Policy
 from proxystore.connectors.protocols import Connector, DeferrableConnector
+from proxystore.store import Store
 from proxystore.testing import check_connector
 
 
@@ -47,6 +49,88 @@ def test_protocols_look_at_methods_only():
     assert not isinstance(object(), Connector)
 
 
+CONNECTOR = "close config from_config evict exists get get_batch put put_batch".split()
+
+
+@pytest.mark.parametrize("missing", [None, *CONNECTOR])
+def test_a_connector_has_exactly_these_methods(missing):
+    methods = {name: lambda self, *args: None for name in CONNECTOR if name != missing}
+    assert isinstance(type("Mine", (), methods)(), Connector) is (missing is None)
+
+
+@pytest.mark.parametrize("missing", [None, "new_key", "set"])
+def test_a_deferrable_connector_has_exactly_these_methods(missing):
+    methods = {name: lambda self, *args: None for name in ("new_key", "set") if name != missing}
+    assert isinstance(type("Mine", (), methods)(), DeferrableConnector) is (missing is None)
+
+
+BUILT_IN = {
+    "local": (LocalConnector, lambda path: {}),
+    "file": (FileConnector, lambda path: {"store_dir": str(path / "store")}),
+    "multi": (
+        MultiConnector,
+        lambda path: {"connectors": {"all": (FileConnector(path / "store"), Policy())}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), BUILT_IN.values(), ids=BUILT_IN)
+def test_leaving_its_block_closes_a_connector(tmp_path, kind, options):
+    class Told(kind):
+        def close(self, *args, **kwargs):
+            told.append((args, kwargs))
+            super().close(*args, **kwargs)
+
+    told = []
+    made = Told(**options(tmp_path))
+    with made as entered:
+        assert entered is made
+        assert told == []
+    assert told == [((), {})]
+
+
+@pytest.mark.parametrize(("kind", "options"), BUILT_IN.values(), ids=BUILT_IN)
+def test_several_connectors_of_one_configuration_may_be_open_and_closed_twice(
+    tmp_path, kind, options
+):
+    made = kind(**options(tmp_path))
+    others = [kind.from_config(made.config()) for _ in range(2)]
+    assert [type(other) for other in others] == [kind] * 2
+    for connector in (made, *others, made, *others):
+        connector.close()
+
+
+@pytest.mark.parametrize("kind", [LocalKey, FileKey])
+def test_keys_have_one_field(kind):
+    assert issubclass(kind, tuple)
+    assert kind._fields == {LocalKey: ("id",), FileKey: ("filename",)}[kind]
+    assert kind("x") == kind(**{kind._fields[0]: "x"})
+
+
+def test_new_keys_are_random_uuids(connector):
+    key, other = connector.new_key(), connector.new_key(b"not looked at")
+    assert type(key) is type(connector.put(b""))
+    assert uuid.UUID(key[0]).version == uuid.UUID(other[0]).version == 4
+    assert key != other
+    assert not connector.exists(key)
+    assert not connector.exists(other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "keywords"),
+    [
+        (LocalConnector, "store_dict", {"include_data_in_config": True}),
+        (FileConnector, "store_dir", {"clear": False, "buffering": 0}),
+    ],
+)
+def test_all_but_the_first_argument_are_keywords(tmp_path, kind, first, keywords):
+    value = {"store_dict": {}, "store_dir": tmp_path}[first]
+    kind(**{first: value}, **keywords)
+    kind(value, **keywords)
+    with pytest.raises(TypeError):
+        kind(value, *keywords.values())
+
+
 def test_keys_of_different_connectors_compare_as_tuples():
     assert LocalKey("x") == FileKey("x")
 
@@ -78,6 +162,20 @@ def test_local_config_has_the_data_only_if_asked():
     assert repr(plain) == "LocalConnector()"
 
 
+def test_local_config_has_the_dictionary_itself():
+    shared = {}
+    connector = LocalConnector(shared, include_data_in_config=True)
+    assert connector.config()["store_dict"] is shared
+    assert connector.config()["include_data_in_config"] is True
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_a_local_store_is_rebuilt_with_its_data_only_if_asked(included):
+    store = Store("local", LocalConnector(include_data_in_config=included))
+    key = store.put("x")
+    assert Store.from_config(store.config()).get(key) == ("x" if included else None)
+
+
 def test_local_data_outlive_close():
     connector = LocalConnector()
     key = connector.put(b"x")
@@ -101,6 +199,14 @@ def test_file_makes_its_directory(tmp_path, kind):
     assert connector.config() == {"store_dir": str(path), "clear": True, "buffering": -1}
     assert repr(connector) == f"FileConnector(directory={path})"
     FileConnector(path, clear=False, buffering=0)  # existing is fine
+
+
+def test_file_attributes(tmp_path):
+    connector = FileConnector(str(tmp_path), clear=False, buffering=0)
+    assert (connector.store_dir, connector.clear, connector.buffering) == (str(tmp_path), False, 0)
+    assert connector.config() == {"store_dir": str(tmp_path), "clear": False, "buffering": 0}
+    assert FileConnector(tmp_path).clear is True
+    assert FileConnector(tmp_path).buffering == -1
 
 
 def test_file_key_is_a_name_in_the_directory(tmp_path):
@@ -134,6 +240,7 @@ def test_two_connectors_on_one_directory_can_both_be_closed(tmp_path):
 def test_file_directory_does_not_follow_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     connector = FileConnector("store")
+    assert connector.store_dir == str(tmp_path / "store")
     monkeypatch.chdir("/")
     assert bytes(connector.get(connector.put(b"x"))) == b"x"
     connector.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from uuid import uuid4
@@ -414,6 +416,28 @@ def test_a_future_is_done_when_there_is_an_object(store):
     assert future.done() is True
     assert future.result() is None
     assert future.done() is True
+
+
+def test_a_future_is_made_of_a_factory_and_a_serializer(store):
+    factory = polling(store)
+    future = Future(factory)
+    assert (future._factory, future._serializer) == (factory, None)
+    assert future._factory.key is factory.key
+    future.set_result([1])
+    assert future.result() == [1]
+    assert Future(factory=factory, serializer=str.encode)._serializer == str.encode
+    with pytest.raises(TypeError):
+        Future(factory, str.encode)
+
+
+def test_another_process_sets_the_result(tmp_path):
+    script = "import pickle, sys; pickle.load(sys.stdin.buffer).set_result([1, 2])"
+    with Store("elsewhere", FileConnector(tmp_path / "dir"), register=True) as store:
+        future = store.future(polling_interval=0.01, polling_timeout=60)
+        proxy = future.proxy()
+        subprocess.run([sys.executable, "-c", script], input=pickle.dumps(future), check=True)
+        assert future.done()
+        assert future.result() == proxy == [1, 2]
 
 
 def test_a_result_in_time(store):

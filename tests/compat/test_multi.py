@@ -106,6 +106,12 @@ def test_every_argument_must_pass():
         assert not policy.is_valid(**{**good, name: bad})
 
 
+@pytest.mark.parametrize("value", [1, ["a"]])
+def test_is_valid_takes_keywords_only(value):
+    with pytest.raises(TypeError):
+        Policy().is_valid(value)
+
+
 @pytest.mark.parametrize(
     ("pattern", "valid"),
     [

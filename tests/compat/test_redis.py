@@ -143,6 +143,29 @@ def test_config_is_what_the_constructor_takes():
     assert type(RedisConnector.from_config(connector.config())) is RedisConnector
 
 
+def test_attributes_and_defaults():
+    connector = RedisConnector(hostname="host", port=1234)
+    assert (connector.hostname, connector.port, connector.clear) == ("host", 1234, False)
+    assert connector.config() == {"hostname": "host", "port": 1234, "clear": False}
+
+
+def test_leaving_its_block_closes_it_and_so_does_closing_again(fake):
+    connector, client = fake
+    with connector as entered:
+        assert entered is connector
+        assert client.calls == []
+    assert client.calls == ["close"]
+    connector.close()
+
+
+def test_new_keys_are_random_uuids():
+    connector = RedisConnector("host", 1234)
+    key = connector.new_key(b"not looked at")
+    assert type(key) is RedisKey
+    assert uuid.UUID(key.redis_key).version == 4
+    assert key != connector.new_key()
+
+
 def test_repr_names_host_and_port():
     assert repr(RedisConnector("host", 1234)) == "RedisConnector(hostname=host, port=1234)"
 

@@ -14,6 +14,7 @@ import pytest
 
 from proxystore.proxy import Proxy, is_resolved
 from proxystore.serialize import (
+    BytesLike,
     CorruptDataError,
     SerializationError,
     deserialize,
@@ -44,6 +45,16 @@ def test_bytes_likes_are_recognized(value):
 @pytest.mark.parametrize("value", ["text", 1, None, [b"x"]])
 def test_others_are_not(value):
     assert not is_bytes_like(value)
+
+
+@pytest.mark.parametrize("value", [b"", bytearray(b"x"), memoryview(b"x"), "text", 1])
+def test_bytes_like_is_a_type_that_can_be_asked_about(value):
+    assert isinstance(value, BytesLike) is is_bytes_like(value)
+
+
+def test_serialization_error_is_an_exception_of_its_own():
+    assert issubclass(SerializationError, Exception)
+    assert not issubclass(SerializationError, (ValueError, TypeError))
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="any sized buffer counts since 3.12")
@@ -183,7 +194,8 @@ def test_frames_come_back():
 
 
 def test_what_nothing_can_pickle_is_refused():
-    with pytest.raises(SerializationError, match=r"Object of type .* is not supported") as caught:
+    shown = r"Object of type <class '.*Refuses'> is not supported\."
+    with pytest.raises(SerializationError, match=shown) as caught:
         serialize(Refuses())
     assert isinstance(caught.value.__cause__, ValueError)
 
@@ -225,6 +237,8 @@ WRITTEN_BY_EXISTING_INSTALLATIONS = {
     "PK": (b"PK\n" + pickle.dumps({"a": 1}), {"a": 1}),
     "CP": (b"CP\n" + cloudpickle.dumps((1, 2)), (1, 2)),
     "spaces": (b" BS \nx", b"x"),
+    "white space": (b"\t\rUS\x0b\x0c \nx", "x"),
+    "empty": (b"BS\n", b""),
 }
 
 

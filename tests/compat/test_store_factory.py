@@ -17,7 +17,7 @@ from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
 from proxystore.factory import SimpleFactory
 from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
-from proxystore.store import Store, get_store, unregister_store
+from proxystore.store import Store, get_store, store_registration, unregister_store
 from proxystore.store.exceptions import ProxyResolveMissingKeyError, ProxyStoreFactoryError
 from proxystore.store.factory import StoreFactory, store_factory
 from proxystore.store.utils import get_key, resolve_async
@@ -69,6 +69,36 @@ def test_attributes_are_plain(store, factory):
     factory.evict = True
     assert factory() == [1, 2]
     assert not store.exists(factory.key)
+
+
+@pytest.mark.parametrize("option", [True, bytes])
+def test_options_are_keywords(store, option):
+    with pytest.raises(TypeError):
+        StoreFactory(("key",), store.config(), option)
+    made = StoreFactory(key=("key",), store_config=store.config(), evict=True, deserializer=bytes)
+    assert (made.key, made.evict, made.deserializer) == (("key",), True, bytes)
+
+
+def test_each_attribute_can_be_replaced(store, factory):
+    other = Store("other", LocalConnector())
+    factory.key = other.put("x", serializer=str.encode)
+    factory.store_config = other.config()
+    factory.deserializer = bytes.decode
+    with store_registration(other):
+        assert factory.get_store() is other
+        assert factory() == "x"
+
+
+def test_a_direct_resolve_leaves_the_background_one_alone(store, factory):
+    factory.resolve_async()
+    factory._obj_future.result(60)
+    assert factory.resolve() == [1, 2]
+    assert factory._obj_future is not None
+    assert factory() == [1, 2]
+    assert factory._obj_future is None
+    assert store.connector.reads == 2
+    assert factory() == [1, 2]
+    assert store.connector.reads == 3
 
 
 def test_resolve_and_call(store, factory):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import multiprocessing
@@ -159,6 +160,19 @@ def test_a_policy_that_matches_all_texts_or_tuples_is_refused(store, obj):
 def test_texts_like_those_in_a_pickle_of_a_proxy_can_be_stored(store):
     assert store.proxy("".join(["proxystore", ".proxy"])) == "proxystore.proxy"
     assert store.proxy((1, "x")) == (1, "x")
+
+
+@pytest.mark.parametrize("obj", [Thing([1] * 1000), [1] * 1000], ids=["its own class", "list"])
+def test_parsls_own_serializer(store, obj):
+    serialize = pytest.importorskip("parsl.serialize.proxystore")
+    matches = lambda o: type(o) is type(obj)  # noqa: E731
+    data = serialize.ProxyStoreSerializer(should_proxy=matches, store=store).serialize({"a": obj})
+    assert len(data) < 2000
+    found = serialize.ProxyStoreSerializer().deserialize(data)["a"]
+    assert isinstance(found, Proxy)
+    assert not is_resolved(found)
+    assert found == obj
+    assert count(store) == 1
 
 
 # -- Benchmarks that keep Parsl from looking into a proxy
@@ -351,7 +365,84 @@ def test_colmena(tmp_path):
     store.close()
 
 
+class ColmenaResult(pydantic.BaseModel):
+    inputs: str
+    proxystore_config: StoreConfig | None = None
+
+
+def _encode_text(text, method):
+    assert method == "json"
+    return text.encode()
+
+
+def _decode_text(data, method):
+    return json.loads(bytes(data).decode()) if method == "json" else None
+
+
+def _colmena_task(message):
+    result = ColmenaResult.model_validate_json(message)
+    store = get_store(result.proxystore_config.name)
+    store = store or Store.from_config(result.proxystore_config)
+    register_store(store, exist_ok=True)
+    proxy = pickle.loads(bytes.fromhex(result.inputs))
+    resolve_async(proxy)
+    return proxy == [1, 2], type(extract(proxy)) is list, store.exists(get_key(proxy))
+
+
+def test_colmena_serializes_by_itself(store, pool):
+    # It has the text already, having looked how long that is.
+    options = {
+        "serializer": functools.partial(_encode_text, method="json"),
+        "deserializer": functools.partial(_decode_text, method="json"),
+    }
+    proxy = store.proxy("[1, 2]", evict=True, **options)
+    stats = store.metrics.get_metrics(proxy).as_dict()
+    assert json.loads(json.dumps({str(get_key(proxy)): stats}))
+    config = store.config()
+    message = ColmenaResult(inputs=pickle.dumps(proxy).hex(), proxystore_config=config)
+    found = pool.submit(_colmena_task, message.model_dump_json()).result()
+    assert found == (True, True, False)
+    assert count(store) == 0
+
+
 # -- Academy
+
+
+class AcademyTransport:
+    """Whatever is sent goes through a store that the other side makes from its configuration."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getstate__(self):
+        return {"store_config": self.store.config()}
+
+    def __setstate__(self, state):
+        self.store = get_or_create_store(state.pop("store_config"), register=True)
+        register_store(self.store, exist_ok=True)
+
+    def send(self, item):
+        return self.store.proxy(item) if type(item) is not Proxy else item
+
+    def receive(self, item):
+        if type(item) is Proxy:
+            resolve_async(item)
+        return item
+
+
+def _academy_agent(transport, item):
+    item = transport.receive(item)
+    return transport.send([2 * each for each in item])
+
+
+def test_academy_between_processes(store, pool):
+    transport = AcademyTransport(store)
+    result = pool.submit(_academy_agent, transport, transport.send([1, 2])).result()
+    assert type(transport.send(result)) is Proxy
+    assert transport.send(result) is result
+    assert transport.receive(result) == [2, 4]
+    assert get_store(result) is store
+    assert pickle.loads(pickle.dumps(transport)).store is store
 
 
 def test_academy(tmp_path):

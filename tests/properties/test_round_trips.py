@@ -676,4 +676,16 @@ def test_torch(through: Way, size: int) -> None:
     a += 1
     assert base[0] == 0
     layer = torch.nn.Linear(3, 2)
-    assert torch.equal(through(layer)(torch.ones(3)), layer(torch.ones(3)))
+    twice = through(torch.nn.Sequential(layer, layer))
+    assert twice[0] is twice[1], "tied weights stay tied"
+    assert torch.equal(twice[0](torch.ones(3)), layer(torch.ones(3)))
+    view = base.view(2, -1)
+    found = through([base, view, view.numpy()])
+    assert torch.equal(found[0], base)
+    assert torch.equal(found[1], view)
+    assert np.array_equal(found[2], view.numpy())
+    found[0][:] = -1
+    # Not one memory any more, which is PyTorch's doing: `pickle` says the same.
+    expected = pickle.loads(pickle.dumps([base, view]))
+    expected[0][:] = -1
+    assert torch.equal(found[1], expected[1])
