@@ -287,7 +287,7 @@ def test_config(pair, tmp_path):
         ),
         "asleep": dormant,
     }
-    for _ in range(2):  # defects.md 13: it grew
+    for _ in range(2):  # compat.md, row 13: it grew
         assert connector.config() == expected
         assert connector.dormant_connectors == {"asleep": dormant}
 
@@ -317,7 +317,7 @@ def test_rebuilt_where_one_of_two_policies_is_valid(tmp_path, monkeypatch, rebui
 
 
 def test_a_store_is_rebuilt_from_its_config(tmp_path):
-    # defects.md 13: MultiConnector(**config) was a TypeError
+    # compat.md, row 13: MultiConnector(**config) was a TypeError
     store = Store("multi", MultiConnector({"file": (FileConnector(tmp_path / "s"), Policy())}))
     key = store.put([1, 2])
     config = pickle.loads(pickle.dumps(store.config()))

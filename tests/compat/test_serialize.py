@@ -132,7 +132,7 @@ def test_arrays_keep_dtype_shape_order_and_can_be_written_to(array):
 
 
 def test_subclasses_of_fast_types_stay_what_they_are():
-    # defects.md 7: the mask was lost without an error
+    # compat.md, row 7: the mask was lost without an error
     masked = np.ma.array([1, 2, 3], mask=[False, True, False])
     again = deserialize(serialize(masked))
     assert isinstance(again, np.ma.MaskedArray)

@@ -150,7 +150,7 @@ def test_registration_as_a_context():
 
 
 def test_registration_ends_when_the_block_fails():
-    # defects.md 35
+    # compat.md, row 35
     a, b = Store("fail-a", LocalConnector()), Store("fail-b", LocalConnector())
     with pytest.raises(ZeroDivisionError), store_registration(a):
         1 / 0  # noqa: B018
@@ -393,7 +393,7 @@ def test_close_unregisters_only_what_registered_itself(tmp_path):
 
 
 def test_close_leaves_the_name_to_its_next_owner():
-    # defects.md 34
+    # compat.md, row 34
     first = Store("handed-on", LocalConnector(), register=True)
     second = Store("handed-on", LocalConnector())
     register_store(second, exist_ok=True)
@@ -594,7 +594,7 @@ def test_custom_serializers(store):
 def test_what_does_not_deserialize_names_key_and_deserializer(store):
     key = store.put("x")
 
-    class Broken:  # no __qualname__: defects.md 31
+    class Broken:  # no __qualname__: compat.md, row 31
         def __call__(self, data):
             raise ZeroDivisionError("inside")
 
@@ -681,7 +681,7 @@ def test_lifetimes_get_what_is_put(store):
 
 @pytest.mark.parametrize("method", ["put", "put_batch", "proxy", "proxy_batch"])
 def test_nothing_is_stored_for_a_lifetime_that_has_ended(store, method):
-    # defects.md 11
+    # compat.md, row 11
     with pytest.raises(RuntimeError, match="ended"):
         getattr(store, method)(["x"], lifetime=Recorder(done=True))
     assert not list(store.connector.keys())
@@ -834,7 +834,7 @@ def test_a_batch_of_proxies_is_one_operation_of_the_connector():
 
 
 def test_a_batch_may_be_an_iterator(store):
-    # defects.md 32: it silently gave []
+    # compat.md, row 32: it silently gave []
     assert [str(p) for p in store.proxy_batch(iter("ab"))] == ["a", "b"]
 
 
@@ -1029,7 +1029,7 @@ def test_metrics_of_factories():
     times = store.metrics.get_metrics(proxy).times
     assert times["factory.call"].count == times["factory.resolve"].count == 1
     assert times["store.proxy"].count == 1
-    assert 0 < times["factory.resolve"].last_time_ms < 1000  # milliseconds: defects.md 39
+    assert 0 < times["factory.resolve"].last_time_ms < 1000  # milliseconds: compat.md, row 39
     store.close()
 
 

@@ -329,7 +329,7 @@ def _resolve(proxy):
 
 
 def test_a_missing_object_does_not_break_a_process_pool(tmp_path):
-    # defects.md 1
+    # compat.md, row 1
     store = Store("pool", FileConnector(tmp_path / "objects"))
     proxy = store.proxy([1, 2], populate_target=False)
     gone = store.proxy_from_key(FileKey("gone"))
@@ -374,7 +374,7 @@ except Exception as error:
     ids=["nested", "in a script", "in a function"],
 )
 def test_classes_of_connectors_in_other_processes(tmp_path, definition, cls, says):
-    # defects.md 52
+    # compat.md, row 52
     (tmp_path / "their_module.py").write_text(
         "from proxystore.connectors.file import FileConnector\n"
         "class Outer:\n"

@@ -100,7 +100,7 @@ class Thing:
     ids=lambda obj: type(obj).__name__,
 )
 def test_a_policy_that_matches_a_type_proxies_one_object(store, obj):
-    # defects.md 54: dict and set were proxied again and again
+    # compat.md, row 54: dict and set were proxied again and again
     found = through((obj, "other", 5), store, lambda o: type(o) is type(obj))
     assert type(found[0]) is Proxy
     assert isinstance(found[0], Proxy)
@@ -132,7 +132,7 @@ def _factories(store: Store) -> list[Any]:
 @pytest.mark.parametrize("kind", [list, frozenset, set, dict, bytes])
 @pytest.mark.parametrize("functions", [{}, {"serializer": _encode, "deserializer": _decode}])
 def test_no_factory_has_in_its_pickle_what_a_policy_matches(tmp_path, kind, functions):
-    # defects.md 54
+    # compat.md, row 54
     name = f"no-{kind.__name__}-{len(functions)}"
     with Store(name, FileConnector(tmp_path / "s"), register=True, **functions) as store:
         for proxy in _factories(store):
@@ -146,7 +146,7 @@ def test_no_factory_has_in_its_pickle_what_a_policy_matches(tmp_path, kind, func
 
 @pytest.mark.parametrize("obj", ["text", (1, 2)], ids=["str", "tuple"])
 def test_a_policy_that_matches_all_texts_or_tuples_is_refused(store, obj):
-    # defects.md 54: of these, every pickle of a proxy has some
+    # compat.md, row 54: of these, every pickle of a proxy has some
     with pytest.raises(NonProxiableTypeError, match="again and again"):
         through([obj], store, lambda o: isinstance(o, type(obj)))
     assert count(store) == 1

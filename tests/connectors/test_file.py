@@ -226,7 +226,7 @@ def small_disk(tmp_path):
 
 
 def test_close_deletes_only_objects(tmp_path):
-    # defects.md 4: the whole tree went, whatever was in it
+    # compat.md, row 4: the whole tree went, whatever was in it
     store = tmp_path / "store"
     connector = FileConnector(store)
     connector.put(b"x")

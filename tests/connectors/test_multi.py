@@ -108,7 +108,7 @@ def test_with_no_connector_at_all():
 
 @pytest.mark.parametrize("error", [ConnectorError("down"), ConnectionError("down")])
 def test_what_a_connector_cannot_store_goes_to_the_next(error, caplog):
-    # defects.md 51
+    # compat.md, row 51
     first, second = Recorder(error), Recorder()
     connector = MultiConnector(
         {
@@ -358,7 +358,7 @@ def test_order_survives_a_host_where_the_first_is_dormant(monkeypatch):
 
 
 def test_a_hostname_is_matched_once(monkeypatch):
-    # defects.md 51: the expression was evaluated on each put
+    # compat.md, row 51: the expression was evaluated on each put
     calls = []
     fullmatch = re.fullmatch
     monkeypatch.setattr(re, "fullmatch", lambda *a: calls.append(a) or fullmatch(*a))
@@ -582,7 +582,7 @@ def _fails(pickled):
 
 
 def test_proxies_resolve_in_another_process(tmp_path):
-    # defects.md 13
+    # compat.md, row 13
     members = {
         "memory": (LocalConnector(), Policy(priority=2, superset_tags=["here"])),
         "small": (FileConnector(tmp_path / "small"), Policy(priority=1, max_size_bytes=1000)),

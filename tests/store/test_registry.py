@@ -65,7 +65,7 @@ class OneThread(LocalConnector):
 
 
 def test_a_store_is_complete_when_others_can_find_it(monkeypatch):
-    # defects.md 33: it was published before its lock existed
+    # compat.md, row 33: it was published before its lock existed
     found = []
 
     def register(store, exist_ok=False):
@@ -79,7 +79,7 @@ def test_a_store_is_complete_when_others_can_find_it(monkeypatch):
 
 
 def test_a_name_that_is_taken_leaves_no_connector_open(tmp_path, counted):
-    # defects.md 33
+    # compat.md, row 33
     config = Store("taken", counted(tmp_path / "s")).config()
     config.auto_register = True
     with Store("taken", LocalConnector(), register=True):
@@ -101,7 +101,7 @@ def test_a_connector_made_to_compare_is_closed(tmp_path, counted, monkeypatch):
 
 
 def test_a_registration_that_fails_half_way_is_undone():
-    # defects.md 35
+    # compat.md, row 35
     first, second = Store("half", LocalConnector()), Store("half", LocalConnector())
     with pytest.raises(StoreExistsError), store_registration(first, second):
         raise AssertionError("not reached")
@@ -109,7 +109,7 @@ def test_a_registration_that_fails_half_way_is_undone():
 
 
 def test_closing_leaves_a_later_store_of_that_name_registered():
-    # defects.md 34
+    # compat.md, row 34
     first = Store("later", LocalConnector(), register=True)
     second = Store("later", LocalConnector())
     register_store(second, exist_ok=True)
@@ -124,7 +124,7 @@ def config_for(tmp_path, name, directory="s"):
 
 
 def test_stores_made_for_proxies_do_not_pile_up(tmp_path, names):
-    # defects.md 36: one more for each job's name, with cache and connections, for ever
+    # compat.md, row 36: one more for each job's name, with cache and connections, for ever
     with Store("mine", FileConnector(tmp_path / "mine"), register=True) as mine:
         local = StoreConfig(name="memory", connector={"kind": "local"})
         memory = get_or_create_store(local)
@@ -153,7 +153,7 @@ def test_a_store_that_was_registered_again_is_no_guest(tmp_path, names):
 
 
 def test_places_of_one_name_do_not_pile_up(tmp_path, names, caplog):
-    # defects.md 36
+    # compat.md, row 36
     caplog.set_level(logging.ERROR)
     with Store("one-name", FileConnector(tmp_path / "s"), register=True):
         for i in range(_registry._MOST_GUESTS + 5):
@@ -186,7 +186,7 @@ class Shy(LocalConnector):
 
 
 def test_nothing_is_written_down_that_nobody_logs(caplog):
-    # defects.md 58
+    # compat.md, row 58
     caplog.set_level(logging.WARNING, "proxystore")
     with Store("quiet", Shy(), register=True) as store:
         key = store.put([1])
@@ -197,7 +197,7 @@ def test_nothing_is_written_down_that_nobody_logs(caplog):
 
 
 def test_a_directory_is_private_whatever_the_umask_says(tmp_path):
-    # defects.md 57: where others may write, they have code run by who reads
+    # compat.md, row 57: where others may write, they have code run by who reads
     before = os.umask(0)
     try:
         connector = FileConnector(tmp_path / "a" / "b")

@@ -12,7 +12,7 @@ import pytest
 
 from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
-from proxystore.proxy import ProxyResolveError
+from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
 from proxystore.serialize import CorruptDataError, SerializationError
 from proxystore.store import Store, get_or_create_store, get_store, store_registration
 from proxystore.store._wire import decode, encode
@@ -137,7 +137,7 @@ def test_a_deserializer_may_use_the_store():
 
 
 def test_another_decoder_is_another_object():
-    # defects.md 28
+    # compat.md, row 28
     store = Store("n", LocalConnector())
     key = store.put("x")
     assert store.get(key, deserializer=bytes) != "x"
@@ -213,7 +213,7 @@ def test_an_array_from_the_store_is_writable_and_private(tmp_path):
 
 
 def test_one_name_two_places(tmp_path, caplog):
-    # defects.md 6: the second store read from the first one's connector
+    # compat.md, row 6: the second store read from the first one's connector
     first = Store("default", FileConnector(tmp_path / "first"))
     second = Store("default", FileConnector(tmp_path / "second"))
     with store_registration(first):
@@ -239,7 +239,7 @@ def test_one_place_spelled_in_two_ways(tmp_path, monkeypatch):
 
 
 def test_a_guest_deletes_nothing_when_it_is_closed(tmp_path):
-    # defects.md 4
+    # compat.md, row 4
     creator = Store("hosted", FileConnector(tmp_path / "objects"))
     key = creator.put("x")
     guest = get_or_create_store(creator.config(), register=False)
@@ -254,7 +254,7 @@ def _get_in_child(store, key, pipe):
 
 
 def test_a_forked_child_does_not_wait_for_its_parent_s_fetches():
-    # defects.md 9
+    # compat.md, row 9
     store = Store("n", Slow(), cache_size=0)
     key = store.put([1])
     fetching = start(store.get, key)
@@ -270,9 +270,19 @@ def test_a_forked_child_does_not_wait_for_its_parent_s_fetches():
     fetching.join()
 
 
+def test_a_proxy_is_proxied_without_resolving_it():
+    store = Store("n", LocalConnector())
+    calls = []
+    inner = Proxy(lambda: calls.append(1) or [1])
+    store.proxy(inner, populate_target=False)
+    store.proxy_batch([inner, None], populate_target=False, skip_nonproxiable=True)
+    assert not is_resolved(inner)
+    assert not calls
+
+
 class TestFactories:
     def test_a_missing_object_that_appears_is_found(self):
-        # defects.md 37: a failed prefetch was remembered for ever
+        # compat.md, row 37: a failed prefetch was remembered for ever
         store = Store("appears", LocalConnector())
         with store_registration(store):
             key = store.connector.new_key()
@@ -284,7 +294,7 @@ class TestFactories:
             assert factory() == "x"
 
     def test_prefetching_twice_is_prefetching_once(self):
-        # defects.md 38
+        # compat.md, row 38
         store = Store("twice", LocalConnector())
         with store_registration(store):
             proxy = store.proxy([1], evict=True, populate_target=False)

@@ -74,8 +74,8 @@ KIND_CLOUDPICKLE = 1
 KIND_BYTES = 2
 KIND_STR = 3
 KIND_BYTEARRAY = 4
-# The names that error messages use; "pickle", "cloudpickle", "bytes" and "string"
-# are those of contract 4.3.
+# The names that error messages use; existing programs look for "pickle", "cloudpickle",
+# "bytes" and "string" in them.
 KIND_NAMES = ("pickle", "cloudpickle", "bytes", "string", "bytearray")
 
 
@@ -349,7 +349,7 @@ def dump(obj: Any, *, owner: bytes = b"") -> Buffers:
         SerializationError: Neither can; ``__cause__`` is cloudpickle's error and
             that one's ``__context__`` pickle's.
     """
-    # Exact types only: a subclass would come back as its base (defects.md 7).
+    # Exact types only: a subclass would come back as its base (compat.md, row 7).
     cls = type(obj)
     if cls is bytes:
         return Buffers(KIND_BYTES, (obj,), "builtins.bytes", owner)

@@ -1,4 +1,4 @@
-"""Reading what existing installations have written (contract 4.2); nothing writes this.
+"""Reading what existing installations have written; nothing writes this.
 
 The format: an identifier of two ASCII letters, a newline, the payload.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from proxystore.serialize._errors import SerializationError
 
 # No header line is longer: two letters and some tolerated white space. Searching
-# further would copy foreign data into an error message (defects.md 8).
+# further would copy foreign data into an error message (compat.md, row 8).
 _LONGEST_HEADER = 32
 
 

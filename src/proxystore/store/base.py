@@ -50,6 +50,9 @@ NonProxiableT: TypeAlias = bool | None
 NonProxiable = TypeVar("NonProxiable", bool, None)
 
 
+# Neither has subclasses, and `isinstance` would resolve an unresolved proxy.
+_NON_PROXIABLE = frozenset({bool, type(None)})
+
 # Tells "no such key" from a stored None.
 _MISSING: Final[Any] = object()
 
@@ -857,7 +860,7 @@ class Store(Generic[ConnectorT]):
         """
         _require_one_end(evict, lifetime, retain)
         retain = self._checked_retain(retain)
-        if isinstance(obj, (bool, type(None))):
+        if type(obj) in _NON_PROXIABLE:
             if skip_nonproxiable:
                 return obj
             raise _non_proxiable(obj)
@@ -895,9 +898,9 @@ class Store(Generic[ConnectorT]):
         _require_one_end(evict, lifetime, retain)
         retain = self._checked_retain(retain)
         results = list(objs)
-        places = [i for i, obj in enumerate(results) if not isinstance(obj, (bool, type(None)))]
+        places = [i for i, obj in enumerate(results) if type(obj) not in _NON_PROXIABLE]
         if len(places) < len(results) and not skip_nonproxiable:
-            raise _non_proxiable(next(o for o in results if isinstance(o, (bool, type(None)))))
+            raise _non_proxiable(next(obj for obj in results if type(obj) in _NON_PROXIABLE))
         if not places:
             return results
         _require_open(lifetime)
