@@ -1,4 +1,4 @@
-"""Dask without large arguments in its scheduler.
+"""Dask without large data in its scheduler.
 
 from proxystore_dask import Client
 

@@ -10,21 +10,39 @@ import asyncio
 import contextlib
 import copy
 import inspect
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 # The graph's own vocabulary. Dask has no public name for "a node inside a task's arguments".
-from dask._task_spec import GraphNode, Task, TaskRef, parse_input
+from dask._expr import Expr, HLGExpr, LLGExpr
+from dask._task_spec import (
+    Alias,
+    DataNode,
+    GraphNode,
+    Task,
+    TaskRef,
+    convert_legacy_graph,
+    parse_input,
+)
 from distributed import Client as DaskClient
 from distributed.client import ClosedClientError, FutureState
 
 __all__ = [
     "MAP_OPTIONS",
     "SUBMIT_OPTIONS",
+    "Alias",
+    "DataNode",
+    "Expr",
     "GraphNode",
+    "HLGExpr",
     "HookedClient",
     "Task",
     "TaskRef",
+    "changed_task",
+    "is_of_worker",
+    "low_level_expr",
+    "materialize",
     "parse_input",
     "send",
     "start_with",
@@ -42,13 +60,65 @@ SUBMIT_OPTIONS = _options(DaskClient.submit)
 MAP_OPTIONS = _options(DaskClient.map)
 
 
+class AnnotatedGraph(LLGExpr):
+    """A low-level graph with the annotations of the expression that it was made from."""
+
+    _parameters = ["dsk", "annotations"]  # noqa: RUF012 - as LLGExpr has it
+
+    def __dask_annotations__(self) -> dict[str, dict[Any, Any]]:
+        annotations: dict[str, dict[Any, Any]] = self.operand("annotations")
+        return annotations
+
+
+def materialize(expr: Any) -> dict[Any, GraphNode]:
+    """The tasks of an expression, as the scheduler would make them of it."""
+    graph: dict[Any, GraphNode] = convert_legacy_graph(expr.__dask_graph__())
+    return graph
+
+
+def low_level_expr(graph: dict[Any, GraphNode], like: Any) -> Any:
+    """An expression of these tasks, with the annotations of the expression `like`."""
+    annotations = {kind: dict(of_keys) for kind, of_keys in like.__dask_annotations__().items()}
+    # As `Client.submit` does: with a token of its own the graph is not tokenized.
+    return AnnotatedGraph(graph, annotations, _determ_token=uuid.uuid4().hex)
+
+
+def changed_task(
+    task: Task, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Task:
+    """A copy of a task, of the same class and with the same key, that makes another call.
+
+    The new call must have the dependencies of the old one.
+    """
+    new: Task = copy.copy(task)
+    new.func, new.args, new.kwargs = func, args, kwargs
+    new._token = new._repr = None
+    return new
+
+
 class HookedClient(DaskClient):
     """A client that says when it has connected, lost its scheduler, been restarted, and closed.
 
     distributed calls these methods in its event loop, for synchronous and asynchronous clients
     alike. It has no public hook at these points (`preload` runs too early, and never again after a
     reconnect).
+
+    And it says which graph it is about to send, in the thread of whoever sends it: every graph goes
+    through `_graph_to_futures`, whatever verb or collection it comes from.
     """
+
+    def _graph_to_futures(self, expr: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
+        keys = list(keys)
+        graph, keep = self._ps_graph(expr, keys)
+        # `expr` stays referenced until the graph is sent: a future in it may have no other owner,
+        # and would take its task along.
+        futures = super()._graph_to_futures(graph, keys, *args, **kwargs)
+        keep(futures)
+        return futures
+
+    def _ps_graph(self, expr: Any, keys: list[Any]) -> tuple[Any, Callable[[Any], None]]:
+        """What to send instead of `expr`; and what to call with the futures, by key."""
+        raise NotImplementedError
 
     async def _start(self, *args: Any, **kwargs: Any) -> DaskClient:
         await super()._start(*args, **kwargs)
@@ -77,6 +147,7 @@ class HookedClient(DaskClient):
         super()._handle_cancelled_keys(keys, *args, **kwargs)
         for key in keys:
             _raise_copies(self.futures.get(key))
+        self._ps_cancelled(keys)
 
     async def _close(self, *args: Any, **kwargs: Any) -> None:
         if self.status != "closed":
@@ -93,6 +164,9 @@ class HookedClient(DaskClient):
         raise NotImplementedError
 
     def _ps_restarted(self) -> None:
+        raise NotImplementedError
+
+    def _ps_cancelled(self, keys: Any) -> None:
         raise NotImplementedError
 
     def _ps_closed(self) -> None:
@@ -144,6 +218,11 @@ def take_over(client: DaskClient, cls: type[HookedClient]) -> None:
         for op, handler in handlers.items():
             if getattr(handler, "__self__", None) is client:
                 handlers[op] = getattr(client, handler.__name__)
+
+
+def is_of_worker(client: DaskClient) -> bool:
+    """Whether this is the client that a worker makes for `get_client()` in its tasks."""
+    return str(client.id).startswith("Client-worker-")
 
 
 def start_with(client: DaskClient, coroutine: Callable[[], Awaitable[None]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from typing import Any
 
 from dask.sizeof import sizeof
 
-from proxystore.workflow import Hold, Packer, UnpicklableArgumentError, size_at_least
-from proxystore_dask._dask import GraphNode, Task, parse_input
+from proxystore.workflow import Hold, Packer, Ref, UnpicklableArgumentError
+from proxystore_dask._dask import Task, parse_input
 from proxystore_dask.graph import Load, counted_refs, inline, load_node
 
 # distributed's own limit, above which it would move a keyword argument of `map`; see `inline`.
 _MAP_KEYWORD_LIMIT = 100_000
-
-_MISSING = object()
 
 
 def split(
@@ -27,33 +24,6 @@ def split(
     """Dask's own keywords, and those of the user's function."""
     ours = {name: value for name, value in kwargs.items() if name in options}
     return ours, {name: value for name, value in kwargs.items() if name not in options}
-
-
-def unfold(
-    func: Callable[..., Any], threshold: int, options: frozenset[str]
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """A function, and the arguments it carries if it is a `partial` with a large one.
-
-    Calling the function with these arguments before its others is calling the partial.
-
-    Args:
-        func: Any callable.
-        threshold: Size from which an argument is large, in bytes.
-        options: Dask's own keywords, which an argument of a partial must not become.
-    """
-    # A subclass may do anything when called.
-    if type(func) is not functools.partial or options & func.keywords.keys():
-        return func, (), {}
-    carried = (*func.args, *func.keywords.values())
-    placeholder = getattr(functools, "Placeholder", _MISSING)  # Python 3.14: filled by later ones
-    if any(value is placeholder for value in carried):
-        return func, (), {}
-    # Dask replaces futures among arguments, and leaves those inside a partial alone.
-    if isinstance(parse_input(carried), GraphNode):
-        return func, (), {}
-    if not any(size_at_least(value, threshold) for value in carried):
-        return func, (), {}
-    return func.func, func.args, func.keywords
 
 
 @dataclass(frozen=True)
@@ -80,10 +50,13 @@ def pack_map(
     shared: Sequence[Any],
     iterables: Sequence[Collection[Any]],
     keywords: Mapping[str, Any],
+    *,
+    wrap: Callable[[Ref], Task] = load_node,
 ) -> PackedMap:
     """Store what is large among the arguments of all calls.
 
     Elements that no call gets, because another iterable is shorter, are not looked at.
+    `wrap` is as for `Packer.pack`.
 
     Raises:
         UnpicklableArgumentError: An argument cannot be pickled. Nothing has been stored.
@@ -91,7 +64,7 @@ def pack_map(
     length = min(map(len, iterables), default=0)
     columns = [list(islice(iterable, length)) for iterable in iterables]
     try:
-        packed = packer.pack([*shared, *chain(*columns)], keywords, wrap=load_node)
+        packed = packer.pack([*shared, *chain(*columns)], keywords, wrap=wrap)
     except UnpicklableArgumentError as error:
         raise _in_iterable(error, len(shared), length) from error.__cause__
     held = {hold.ref.id: hold for hold in packed.holds}

@@ -1,4 +1,4 @@
-"""Defaults in Dask's own configuration: `proxystore.store` and `proxystore.threshold`.
+"""Defaults in Dask's own configuration, under `proxystore`; `proxystore.yaml` lists them.
 
 Set them where Dask's settings are set: a YAML file in ``~/.config/dask``, `dask.config.set`, or the
 environment (``DASK_PROXYSTORE__THRESHOLD="10 MiB"``).

@@ -11,18 +11,24 @@ The user's function gets the object itself, private to that task.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dask.context import thread_state
-from dask.utils import format_bytes
+from dask.utils import format_bytes, methodcaller
 from distributed.protocol import pickle
+from distributed.utils import iscoroutinefunction
 
+from proxystore.store import StoreFactory
 from proxystore.workflow import ProxyRef, Ref
+from proxystore.workflow.policy import is_small
 from proxystore_dask._dask import GraphNode, Task, TaskRef, parse_input
 
+_MISSING = object()
 _LOOKED_INTO = frozenset({dict, list, set, tuple})
 
 
@@ -42,17 +48,42 @@ class Load:
         """
         return _loaded.get(self)
 
+    def fetch(self) -> Any:
+        """What `_Loaded` gives to a task that asks for the first time."""
+        return self.ref.resolve()
+
     def __reduce__(self) -> tuple[type[Load], tuple[Ref]]:
-        return Load, (self.ref,)
+        return type(self), (self.ref,)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         # A user's proxy has no digest: nobody has looked at what it refers to.
         content = self.ref.digest or self.ref.id
-        return ("proxystore_dask.Load", type(self.ref).__name__, content)
+        return (f"proxystore_dask.{type(self).__name__}", type(self.ref).__name__, content)
 
     def __repr__(self) -> str:
         # What Dask prints for the argument: in a task's repr, in the log of one that failed.
         return f"<stored {self.ref.type_name}, {format_bytes(self.ref.nbytes)}>"
+
+
+class _OwnFactory(StoreFactory[Any]):
+    """Gets its proxy a copy of its own: the store's cache would give one to several tasks."""
+
+    def resolve(self) -> Any:
+        """As `Ref.resolve`."""
+        return Ref(self, "", 0, "").resolve()
+
+
+class LoadProxy(Load):
+    """The function of a load node that brings a proxy, which gets the object when it is used."""
+
+    __slots__ = ()
+
+    def fetch(self) -> Any:
+        """An unresolved proxy."""
+        if isinstance(self.ref, ProxyRef):
+            return self.ref.resolve()
+        factory = _OwnFactory(self.ref.factory.key, self.ref.factory.store_config)
+        return Ref(factory, self.ref.digest, self.ref.nbytes, self.ref.type_name).proxy()
 
 
 class _Loaded(threading.local):
@@ -78,7 +109,7 @@ class _Loaded(threading.local):
         known = self._objects.get(id(load))
         obj = None if known is None else known()
         if obj is None:
-            obj = load.ref.resolve()
+            obj = load.fetch()
             if not isinstance(load.ref, ProxyRef) and run[0] is not None:
                 with contextlib.suppress(TypeError):
                     self._objects[id(load)] = weakref.ref(obj)
@@ -91,6 +122,61 @@ _loaded = _Loaded()
 def load_node(ref: Ref) -> Task:
     """A graph node that stands for the object behind `ref` among a task's arguments."""
     return Task(None, Load(ref))
+
+
+def proxy_node(ref: Ref) -> Task:
+    """A graph node that stands for a proxy of the object behind `ref`."""
+    return Task(None, LoadProxy(ref))
+
+
+# What the function of a task gets for a large argument, by the name that users give it.
+NODES: dict[str, Callable[[Ref], Task]] = {"value": load_node, "proxy": proxy_node}
+
+
+def carried(func: object) -> tuple[Any, ...]:
+    """What travels with a function: the arguments in a `partial`, the object of a method."""
+    if type(func) is functools.partial:
+        return (*carried(func.func), *func.args, *func.keywords.values())
+    if type(func) is types.MethodType or type(func) is types.BuiltinFunctionType:
+        owner = func.__self__  # of a builtin function its module, of a class method the class
+        return () if is_small(owner) else (owner,)
+    return ()
+
+
+def unfold(
+    func: Callable[..., Any],
+    is_large: Callable[[Any], bool],
+    options: frozenset[str] = frozenset(),
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """A function, and the arguments it carries if there is a large one among them.
+
+    Calling the function with these arguments before its others is calling `func`.
+
+    Args:
+        func: Any callable.
+        is_large: Says which arguments are worth it.
+        options: Dask's own keywords, which an argument of a partial must not become.
+    """
+    # A subclass may do anything when called.
+    if type(func) is functools.partial:
+        inner, args, keywords = unfold(func.func, is_large, options)
+        own = (*func.args, *func.keywords.values())
+        if _can_unfold(func, options) and (inner is not func.func or any(map(is_large, own))):
+            return inner, (*args, *func.args), {**keywords, **func.keywords}
+    elif any(map(is_large, carried(func))) and not iscoroutinefunction(func):
+        # As pickle does: by its name, which is looked up in the object where that arrives.
+        method: Any = func
+        return methodcaller(method.__name__), (method.__self__,), {}
+    return func, (), {}
+
+
+def _can_unfold(func: functools.partial[Any], options: frozenset[str]) -> bool:
+    carried = (*func.args, *func.keywords.values())
+    placeholder = getattr(functools, "Placeholder", _MISSING)  # Python 3.14: filled by later ones
+    if options & func.keywords.keys() or any(value is placeholder for value in carried):
+        return False
+    # Dask replaces futures among arguments, and leaves those inside a partial alone.
+    return not isinstance(parse_input(carried), GraphNode)
 
 
 def counted_refs(node: object) -> Iterator[Ref]:
@@ -159,8 +245,9 @@ def inline(value: object) -> Task:
     the keyword, which its scheduler then cannot run (it never gets a priority): the call fails,
     and the next one hangs.
     """
-    return _Inline(None, _same, parse_input(value))
+    return _Inline(None, same, parse_input(value))
 
 
-def _same(value: object) -> object:
+def same(value: object) -> object:
+    """The value; for tasks that only hold one."""
     return value

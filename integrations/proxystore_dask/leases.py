@@ -14,8 +14,10 @@ import itertools
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
+
+from distributed import Future
 
 from proxystore.store import Store
 from proxystore.workflow import Hold, Ledger, Ref
@@ -52,7 +54,7 @@ class Leases:
         self._waiting: list[tuple[str, Ref]] = []
         # What nobody needs any more and the client has to evict when it closes.
         self._left: list[Ref] = []
-        self._kept: dict[int, tuple[Hold, ...]] = {}
+        self._kept: dict[int, tuple[Hashable, tuple[Hold, ...]]] = {}
         self._tokens = itertools.count()
 
     @property
@@ -78,14 +80,25 @@ class Leases:
         # Nothing from before may be handed out again: the scheduler is evicting it.
         self.ledger.flush()
 
-    def keep(self, future: object, holds: Iterable[Hold]) -> None:
-        """Keep the objects behind `holds` for as long as `future` lives.
+    def keep(self, future: Future[Any], holds: Iterable[Hold]) -> None:
+        """Keep the objects behind `holds` for as long as `future` lives and is not cancelled.
 
         Futures may share a hold: it is released with the last reference to it.
         """
         token = next(self._tokens)
-        self._kept[token] = tuple(holds)
+        self._kept[token] = (future.key, tuple(holds))
         weakref.finalize(future, self._kept.pop, token, None).atexit = False
+
+    def release(self, keys: Collection[Hashable]) -> None:
+        """Keep nothing any more for futures of these keys: they are cancelled.
+
+        One that has been made meanwhile under the same key loses its objects here, and not at
+        the scheduler, where its task mentions them.
+        """
+        keys = set(keys)
+        for token, (key, _) in list(self._kept.items()):
+            if key in keys:
+                self._kept.pop(token, None)
 
     def release_all(self) -> None:
         """Keep nothing for any future any more."""

@@ -7,25 +7,37 @@ import pickle
 from collections import OrderedDict, namedtuple
 from typing import Any
 
+import dask
 import dask.array
 import numpy as np
 import pytest
+from dask._expr import LLGExpr
 from dask.sizeof import sizeof
 from dask.tokenize import tokenize
-from dask_tasks import OnlyForDask, Unpicklable, total
+from dask.utils import funcname
+from dask_tasks import Model, OnlyForDask, Unpicklable, total
 
 from proxystore.proxy import is_resolved
-from proxystore.workflow import Ledger, Packer, ProxyRef, UnpicklableArgumentError, store_object
+from proxystore.workflow import (
+    Ledger,
+    Packer,
+    ProxyRef,
+    UnpicklableArgumentError,
+    size_at_least,
+    store_object,
+)
 from proxystore_dask._dask import (
     MAP_OPTIONS,
     SUBMIT_OPTIONS,
+    DataNode,
     GraphNode,
     Task,
     TaskRef,
     parse_input,
 )
-from proxystore_dask.calls import pack_map, split, unfold
-from proxystore_dask.graph import Load, carries, counted_refs, inline, is_native, load_node
+from proxystore_dask.calls import pack_map, split
+from proxystore_dask.graph import Load, carries, counted_refs, inline, is_native, load_node, unfold
+from proxystore_dask.literals import Scale
 
 Pair = namedtuple("Pair", "first second")
 
@@ -116,9 +128,13 @@ class TestCarries:
         assert not carries(Unpicklable())
 
 
+def is_large(value: Any) -> bool:
+    return size_at_least(value, 1000)
+
+
 class TestUnfold:
     def test_a_partial_with_a_large_argument(self, array):
-        func, args, keywords = unfold(functools.partial(total, array, times=2), 1000, frozenset())
+        func, args, keywords = unfold(functools.partial(total, array, times=2), is_large)
         assert func is total
         assert args == (array,)
         assert keywords == {"times": 2}
@@ -135,11 +151,101 @@ class TestUnfold:
     )
     def test_what_stays_as_it_is(self, make, array):
         func = make(array)
-        assert unfold(func, 1000, SUBMIT_OPTIONS) == (func, (), {})
+        assert unfold(func, is_large, SUBMIT_OPTIONS) == (func, (), {})
 
     def test_options_are_dasks(self):
         assert {"key", "workers", "retries", "pure", "actor"} <= SUBMIT_OPTIONS & MAP_OPTIONS
         assert split({"key": 1, "a": 2}, SUBMIT_OPTIONS) == ({"key": 1}, {"a": 2})
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda array: Model(array).predict,
+            lambda array: functools.partial(Model(array).predict, 2),
+            lambda array: array.sum,
+            lambda array: functools.partial(functools.partial(total, array), 2, times=3),
+        ],
+        ids=["method", "partial of a method", "builtin method", "partial of a partial"],
+    )
+    def test_what_carries_a_large_object(self, make, array):
+        func = make(array)
+        plain, args, keywords = unfold(func, is_large, SUBMIT_OPTIONS)
+        assert len(pickle.dumps(plain)) < 1000
+        assert plain(*args, **keywords) == func()
+        assert funcname(plain) == funcname(func)
+
+    def test_a_coroutine_method_stays_one(self, array):
+        func = Model(array).predict_in_the_loop
+        assert unfold(func, is_large) == (func, (), {})
+
+    def test_a_small_object_stays_with_its_method(self):
+        func = Model(1).predict
+        assert unfold(func, is_large) == (func, (), {})
+
+
+BIG = np.ones(1_000)
+SMALL = [
+    None,
+    1,
+    "text",
+    np.ones(3),
+    slice(3),
+    total,
+    [1] * 10,
+    {"a": [np.ones(3)] * 3},
+    lambda: None,
+    TaskRef("x" * 2_000),
+    Task("x" * 2_000, total, 1),
+    {"x" * 2_000: 1},
+]
+LARGE = [
+    "x" * 2_000,
+    b"x" * 2_000,
+    BIG,
+    [1] * 2_000,
+    ["xxxxxxxxxx"] * 200,
+    {"a": (BIG, 1)},
+    [np.ones(100)] * 3,
+    Model(BIG),
+    Task("key", total, BIG),
+    Task("key", total, times=BIG),
+    Task("key", functools.partial(total, BIG)),
+    Task("key", Model(BIG).predict),
+    Task("key", BIG.sum),
+    Task("key", total, parse_input([TaskRef("key"), {"a": BIG}])),
+    DataNode("key", BIG),
+    GraphNode.fuse(Task("first", total, BIG), Task("second", total, TaskRef("first"))),
+    (total, BIG),
+]
+
+
+class TestScale:
+    """What is looked for before a graph is made."""
+
+    @pytest.mark.parametrize("value", SMALL, ids=lambda value: type(value).__name__)
+    def test_small(self, value):
+        assert not Scale(2_000).is_large(value)
+
+    @pytest.mark.parametrize("value", LARGE, ids=lambda value: type(value).__name__)
+    def test_large(self, value):
+        assert Scale(2_000).is_large(value)
+
+    def test_what_holds_itself(self):
+        value: list[Any] = [np.ones(1)]
+        value.append(value)
+        assert not Scale(2_000).is_large(value)
+
+    def test_many_small_tasks_are_not_large_together(self):
+        arrays = [np.ones(20) for _ in range(500)]
+        assert not Scale(2_000).is_large(dask.delayed(list)([dask.delayed(a) for a in arrays]))
+        assert not Scale(2_000).is_large(LLGExpr({("x", i): a for i, a in enumerate(arrays)}))
+
+    def test_a_proxy_is_not_resolved(self, objects, array):
+        key = objects.store.put(array)
+        proxy = objects.store.proxy_from_key(key)
+        assert not Scale(2_000).is_large([proxy])
+        assert not is_resolved(proxy)
+        objects.store.evict(key)
 
 
 class TestPackMap:

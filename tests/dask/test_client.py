@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import os
 import threading
+import weakref
 from collections import OrderedDict, namedtuple
 from typing import Any
 
@@ -35,8 +38,10 @@ from distributed import LocalCluster, wait
 
 from proxystore.connectors.exceptions import StorageFullError
 from proxystore.connectors.file import FileConnector
+from proxystore.proxy import is_resolved
 from proxystore.store import Store, unregister_store
 from proxystore.store.exceptions import ProxyResolveMissingKeyError, StoreConfigError
+from proxystore.store.utils import get_key
 from proxystore.workflow import ThresholdError, UnpicklableArgumentError, embedded_store
 from proxystore_dask import Client, attach
 
@@ -151,6 +156,35 @@ class TestValues:
 
     def test_a_function_that_runs_in_the_event_loop(self, client, array):
         assert client.submit(total_in_the_loop, array).result() == array.sum()
+
+    def test_a_proxy_of_unknown_class_is_not_resolved_on_its_way(self, client, array, objects):
+        """Plain Dask resolves it twice: to look at it here, and to call the function there."""
+        key = objects.store.put(array)
+        bare, promised = objects.store.proxy_from_key(key), objects.store.future()
+        pending = promised.proxy()
+        futures = client.map(total, [bare, pending], pure=False)
+        futures.append(client.submit(total_of_nested, {"arrays": [bare]}, pure=False))
+        assert futures[0].result() == futures[2].result() == array.sum()
+        assert not futures[1].done()
+        promised.set_result(array + 1)
+        assert futures[1].result() == array.sum() + len(array)
+        assert not is_resolved(bare)
+        assert not is_resolved(pending)
+        assert os.getpid() not in objects.log("get")
+        for proxy in (bare, pending):
+            objects.store.evict(get_key(proxy))
+
+    def test_an_argument_does_not_stay_in_the_clients_memory(self, client, objects, tmp_path):
+        array = np.arange(20_000.0)
+        gone = weakref.ref(array)
+        started, go = tmp_path / "started", tmp_path / "go"
+        future = client.submit(wait_for, array, str(started), str(go))
+        del array
+        gc.collect()
+        assert gone() is None
+        assert not future.done()
+        go.touch()
+        assert future.result() == np.arange(20_000.0).sum()
 
     def test_what_is_small_stays_in_the_graph(self, client, objects):
         assert client.submit(total, np.ones(10), times=2).result() == 20

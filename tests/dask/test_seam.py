@@ -8,14 +8,18 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array
 import distributed
 import numpy as np
 import pytest
-from dask_tasks import fail, total
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import MaterializedLayer
+from dask_tasks import add_one, fail, total
 from distributed import Client as DaskClient
 from distributed.client import ClosedClientError, Future, FutureState
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -108,9 +112,71 @@ class TestGraph:
         value = [1, {"a": np.ones(2)}]
         assert _dask.parse_input(value) is value
 
+    def test_a_copy_of_a_task_makes_another_call(self):
+        for task in (
+            _dask.Task("key", total, 1, times=2, _data_producer=True),
+            _dask.parse_input([_dask.TaskRef("key"), 1]),
+            _dask.parse_input({"a": _dask.TaskRef("key")}),
+        ):
+            inner = _dask.Task(None, add_one, 1)
+            args = tuple(inner if arg == 1 else arg for arg in task.args)
+            new = _dask.changed_task(task, task.func, args, task.kwargs)
+            assert (type(new), new.key, new.data_producer) == (
+                *(type(task), task.key, task.data_producer),
+            )
+            assert new.dependencies == task.dependencies
+            assert args == task.args or dask.tokenize.tokenize(new) != dask.tokenize.tokenize(task)
+        changed = _dask.changed_task(_dask.Task("key", total, 1), total, (3, inner), {"times": 2})
+        assert changed() == 8
+        assert pickle.loads(pickle.dumps(changed))() == 8
+
+    def test_fused_tasks_keep_the_others_in_their_first_argument(self):
+        first = _dask.Task("first", total, 1)
+        fused = _dask.GraphNode.fuse(first, _dask.Task("second", total, _dask.TaskRef("first")))
+        assert fused.has_subgraph()
+        assert not first.has_subgraph()
+        assert fused.args[0]["first"] == first
+
+    def test_values_with_a_key(self):
+        assert _dask.DataNode("key", 1).value == 1
+        assert _dask.Alias("key", "other").dependencies == {"other"}
+
     def test_futures_are_references(self):
         assert issubclass(Future, _dask.TaskRef)
         assert isinstance(_dask.parse_input([_dask.TaskRef("key")]), _dask.GraphNode)
+
+
+class TestExpressions:
+    def test_every_graph_goes_through_one_method(self):
+        assert parameters(DaskClient._graph_to_futures)[:3] == ["self", "expr", "keys"]
+        for name in ("submit", "map", "get", "compute", "persist"):
+            code = inspect.unwrap(getattr(DaskClient, name)).__code__
+            assert "_graph_to_futures" in code.co_names, name
+
+    def test_what_collections_are_made_of(self):
+        (of_array,) = dask.base.collections_to_expr([dask.array.ones(3)]).operands
+        assert isinstance(of_array, _dask.HLGExpr)
+        assert isinstance(of_array, _dask.Expr)
+        (layer,) = of_array.operand("dsk").layers.values()
+        assert isinstance(layer, Blockwise)
+        assert isinstance(layer.task, _dask.Task)
+        assert {"indices", "io_deps"} <= vars(layer).keys()
+        (of_delayed,) = dask.base.collections_to_expr([dask.delayed(total)(1)]).operands
+        (layer,) = of_delayed.operand("dsk").layers.values()
+        assert isinstance(layer, MaterializedLayer)
+        (task,) = layer.mapping.values()
+        assert isinstance(task, _dask.Task)
+
+    def test_a_low_level_expression_keeps_annotations(self):
+        with dask.annotate(priority=3):
+            value = dask.delayed(total)(1)
+        expr = dask.base.collections_to_expr([value], optimize_graph=False)
+        graph = _dask.materialize(expr)
+        again = pickle.loads(pickle.dumps(_dask.low_level_expr(graph, like=expr)))
+        assert again.__dask_annotations__() == {"priority": {value.key: 3}}
+        assert again.__dask_graph__() == graph
+        # So that the scheduler leaves out what is not asked for.
+        assert isinstance(again, dask._expr.LLGExpr)
 
 
 class TestScheduler:
@@ -158,6 +224,15 @@ async def test_plain_dask_still_keeps_futures_that_have_raised(client, scheduler
     assert future._state.exception.__traceback__ is not None
     frames = future._state.exception.__traceback__
     assert frames.tb_frame.f_code.co_filename == __file__
+
+
+@gen_cluster(client=False, nthreads=[("", 1)])
+async def test_the_client_that_a_worker_makes(scheduler, worker):
+    made = await worker._get_client()
+    assert _dask.is_of_worker(made)
+    async with DaskClient(scheduler.address, asynchronous=True, set_as_default=False) as client:
+        assert not _dask.is_of_worker(client)
+    await made.close()
 
 
 @gen_cluster(client=False, nthreads=[])

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 from dask_tasks import add_one, total
@@ -55,16 +56,23 @@ class Load:
         futures, allowed = self._rng.choice(self._calls)(self)
         self.tasks += len(futures)
         if self._rng.random() < 0.5:
-            results = self._client.gather(futures)
-            for result, good in zip(results, allowed, strict=True):
-                assert result in good
+            self._check(futures, allowed)
         if self._rng.random() < 0.3:
-            self._held.append(futures)
+            self._held.append((futures, allowed))
         if len(self._held) > 5:
-            self._held.pop(self._rng.randrange(len(self._held)))
+            futures, allowed = self._held.pop(self._rng.randrange(len(self._held)))
+            if self._rng.random() < 0.3:
+                self._check(futures, allowed)
+
+    def _check(self, futures: list[Future], allowed: list[list[float]]) -> None:
+        results = self._client.gather(futures)
+        for result, good in zip(results, allowed, strict=True):
+            assert result in good
 
     def drop(self) -> None:
-        self._held.clear()
+        """Check all that is held, and drop it."""
+        while self._held:
+            self._check(*self._held.pop())
 
     def _pick(self) -> tuple[Any, float]:
         i = self._rng.randrange(len(self._arrays))
@@ -104,7 +112,26 @@ class Load:
         key = f"colliding-{self._rng.randrange(3)}"
         return [self._client.submit(total, array, key=key)], [self._sums]
 
-    _calls = (_pure, _pure, _impure, _map, _map_with_shared, _chain, _colliding)
+    def _graph(self) -> tuple[list[Future], list[list[float]]]:
+        array, value = self._pick()
+        twice = dask.delayed(add_one)(array)
+        values = [dask.delayed(total)(twice), dask.delayed(total)(dask.delayed(array), 1)]
+        return self._client.compute(values), [[value + len(array)], [value + 1]]
+
+    def _collection(self) -> tuple[list[Future], list[list[float]]]:
+        array, value = self._pick()
+        kept = self._client.persist(da.from_array(array, chunks=len(array)))
+        return [self._client.compute((kept + array).sum())], [[2 * value]]
+
+    def _scattered(self) -> tuple[list[Future], list[list[float]]]:
+        array, value = self._pick()
+        scattered = self._client.scatter(array, hash=self._rng.random() < 0.5)
+        return [self._client.submit(total, scattered, pure=False)], [[value]]
+
+    _calls = (
+        *(_pure, _pure, _impure, _map, _map_with_shared, _chain, _colliding),
+        *(_graph, _collection, _scattered),
+    )
 
 
 def test_random_load_with_dying_workers(patient_cluster, objects, wait_until):

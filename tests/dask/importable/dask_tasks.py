@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import get_client
+from distributed import get_client, secede
 from distributed.protocol import dask_deserialize, dask_serialize
 
 from proxystore.connectors.file import FileConnector
+from proxystore.proxy import Proxy, is_resolved
 
 
 class TracingConnector(FileConnector):
@@ -113,6 +114,33 @@ def submit_from_task(array: Any) -> tuple[float, str]:
     return future.result(), client.ps_store.name
 
 
+def scatter_and_submit(array: Any) -> Any:
+    """Scatter from within a task, and only then let another task have the thread."""
+    from proxystore_dask import attach
+
+    client = attach(get_client(), ps_threshold="50 kB")
+    future = client.scatter(array * 2)
+    secede()
+    return client.submit(total, future).result()
+
+
+def submit_with_own_client(array: Any) -> tuple[float, int]:
+    """Pass an array on, in a program that does not know of us; how many were stored."""
+    client = get_client()
+    future = client.submit(total, array * 2)
+    secede()
+    return future.result(), client.ps_stats().puts
+
+
+def look_and_use(value: Any, use: bool = True) -> tuple[bool, bool, str, float | None]:
+    """Whether it is a proxy, and a resolved one; its class; and its total, if that is wanted."""
+    proxied = type(value) is Proxy
+    resolved = not proxied or is_resolved(value)
+    name = value.__class__.__name__
+    assert not proxied or is_resolved(value) == resolved
+    return proxied, resolved, name, total(value) if use else None
+
+
 class Counter:
     """An actor that goes on using what it was made from."""
 
@@ -122,6 +150,19 @@ class Counter:
     def add(self, i: int) -> float:
         self.array += i
         return total(self.array)
+
+
+class Model:
+    """What carries an array, and has methods."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = weights
+
+    def predict(self, *more: Any, **named: Any) -> float:
+        return total(self.weights, *more, *named.values())
+
+    async def predict_in_the_loop(self) -> float:
+        return total(self.weights)
 
 
 class Unpicklable:

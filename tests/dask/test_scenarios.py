@@ -1,0 +1,266 @@
+"""What plain Dask gets right, with large data in it; and a few things that it does not.
+
+Every test ends with an empty store. These are elsewhere already:
+
+* a keyword shared by a `map`, actors, `Future.retry`, writing in place, C interfaces, what `map`
+  promises: `test_client.py`;
+* results read twice, each way a task or a client can end, workers that die, for `submit`:
+  `test_lifetimes.py`;
+* the ways into a graph: `test_graphs.py`; `scatter`: `test_scatter.py`; clients in tasks and those
+  of programs that do not know of us: `test_preload.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import dask_tasks
+import numpy as np
+import pytest
+from dask_tasks import (
+    Counter,
+    add_one,
+    die_once,
+    fail,
+    fail_once,
+    identity,
+    kinds,
+    total,
+    wait_for,
+)
+from distributed import (
+    LocalCluster,
+    Variable,
+    as_completed,
+    fire_and_forget,
+    futures_of,
+    wait,
+)
+
+from proxystore_dask import Client
+
+pytestmark = pytest.mark.dask
+
+
+class TestResults:
+    """A task's result is what it returned, for everybody, as often as they like."""
+
+    def test_of_tasks_that_return_their_argument(self, client, array):
+        first = client.submit(identity, array)
+        second = client.submit(identity, first)
+        nested = client.submit(identity, {"a": [second]})
+        mapped = client.map(identity, [first, second])
+        for back in (*client.gather([first, second, *mapped]), nested.result()["a"][0]):
+            assert np.array_equal(back, array)
+
+    def test_as_they_complete(self, client, array):
+        futures = client.map(identity, [array, array + 1])
+        found = {f.key: result for f, result in as_completed(futures, with_results=True)}
+        assert np.array_equal(found[futures[1].key], array + 1)
+
+    def test_in_a_variable(self, client, array):
+        variable = Variable(client=client)
+        variable.set(client.submit(add_one, array))
+        gc.collect()
+        for _ in range(2):
+            assert client.submit(total, variable.get()).result() == array.sum() + len(array)
+        variable.delete()
+
+    def test_published_collections(self, client, array):
+        client.publish_dataset(kept=client.persist(da.from_array(array, chunks=10_000)))
+        gc.collect()
+        assert client.get_dataset("kept").sum().compute() == array.sum()
+        client.unpublish_dataset("kept")
+
+
+class TestFuturesAndLiterals:
+    def test_in_a_call(self, client, array):
+        one = client.submit(identity, 1)
+        future = client.submit(kinds, [one, array], {"a": (array, one)}, one, array)
+        assert future.result() == ["list", "dict", "int", "ndarray"]
+
+    def test_in_a_collection(self, client, array):
+        value = dask.delayed(total)(client.submit(add_one, array), array)
+        assert value.compute() == 2 * array.sum() + len(array)
+
+    def test_without_another_owner(self, client, array):
+        """The future is only in the arguments, and they are replaced."""
+        value = client.compute(
+            dask.delayed(total)([client.submit(identity, array, pure=False)], array)
+        )
+        graph = {"sum": (total, client.submit(identity, array, pure=False), array)}
+        assert value.result() == client.get(graph, "sum") == 2 * array.sum()
+
+    def test_persisted_collections(self, client, array):
+        kept = da.from_array(array, chunks=10_000).persist()
+        assert (kept + array).sum().compute() == 2 * array.sum()
+
+
+class TestOptions:
+    def test_actors_of_a_collection(self, client, array):
+        counter = client.compute(dask.delayed(Counter)(array), actors=True).result()
+        assert counter.add(1).result() == array.sum() + len(array)
+        assert counter.add(1).result() == array.sum() + 2 * len(array)
+
+    def test_retries(self, client, array, tmp_path):
+        values = [
+            dask.delayed(fail_once)(array, str(tmp_path / f"{i}"), pure=False) for i in range(2)
+        ]
+        with dask.annotate(retries=2):
+            annotated = dask.delayed(fail_once)(array, str(tmp_path / "annotated"))
+        assert client.compute(annotated, optimize_graph=False).result() == array.sum()
+        assert client.compute(values[0], retries=1).result() == array.sum()
+        with pytest.raises(ZeroDivisionError):
+            client.compute(values[1]).result()
+
+    def test_workers(self, client, array):
+        (worker, *_) = client.scheduler_info()["workers"]
+        future = client.compute(dask.delayed(total)(array), workers=[worker])
+        wait(future)
+        assert client.who_has(future)[future.key] == (worker,)
+
+    def test_priorities(self, client, cluster, array, wait_until):
+        with dask.annotate(resources={"none": 1}):
+            values = [dask.delayed(total)(array, i) for i in range(3)]
+        with dask.annotate(priority=7):
+            values.append(dask.delayed(total)(array, 3))
+        futures = [
+            client.compute(value, priority=i, resources={"none": 1}, optimize_graph=False)
+            for i, value in enumerate(values)
+        ]
+        tasks = cluster.scheduler.tasks
+        wait_until(lambda: all(future.key in tasks for future in futures))
+        assert [-tasks[future.key].priority[0] for future in futures] == [0, 1, 2, 7]
+
+    def test_resources(self, objects, array):
+        with (
+            LocalCluster(
+                n_workers=1, processes=False, resources={"GPU": 1}, dashboard_address=":0"
+            ) as cluster,
+            Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client,
+        ):
+            with dask.annotate(resources={"GPU": 1}):
+                value = dask.delayed(total)(array)
+            assert client.compute(value, optimize_graph=False).result() == array.sum()
+            future = client.compute(value, resources={"GPU": 1})
+            assert future.result() == array.sum()
+
+
+class TestWorkersThatDie:
+    """Where plain Dask computes again, so do we: also what came from a graph."""
+
+    def test_after_the_task(self, client, array, kill_worker):
+        future = client.compute(dask.delayed(add_one)(array), retries=2)
+        wait(future)
+        ((worker,),) = client.who_has(future).values()
+        kill_worker(client, worker)
+        assert client.submit(total, future).result() == array.sum() + len(array)
+        assert np.array_equal(future.result(), array + 1)
+
+    def test_in_the_middle_of_it(self, client, array, tmp_path):
+        assert dask.delayed(die_once)(array, str(tmp_path / "died")).compute() == array.sum()
+
+    def test_with_all_that_was_loaded(self, client, array, kill_worker):
+        value = dask.delayed(array)
+        futures = client.compute([dask.delayed(total)(value, i) for i in range(3)])
+        wait(futures)
+        for worker in list(client.scheduler_info()["workers"]):
+            kill_worker(client, worker)
+        assert client.gather(futures) == [array.sum() + i for i in range(3)]
+
+
+class TestEnds:
+    """Nothing is left, however a graph ends."""
+
+    def test_cancelled(self, client, array, objects, tmp_path, wait_until):
+        """Also while the caller still has the future."""
+        started, go = tmp_path / "started", tmp_path / "go"
+        future = client.compute(dask.delayed(wait_for)(array, str(started), str(go)))
+        submitted = client.submit(total, array + 1, future)
+        wait_until(started.exists)
+        client.cancel([future, submitted])
+        objects.wait_until_empty()
+        go.touch()
+        assert future.cancelled()
+        assert submitted.cancelled()
+        assert client.submit(total, array).result() == array.sum()
+
+    def test_dropped_before_it_has_run(self, client, array, objects):
+        with dask.annotate(resources={"none": 1}):
+            value = dask.delayed(total)(array)
+        future = client.compute(value, optimize_graph=False)
+        assert len(objects) == 1
+        del future
+        objects.wait_until_empty()
+
+    def test_failed(self, client, array, objects):
+        with pytest.raises(ZeroDivisionError):
+            dask.delayed(fail)(array).compute()
+        with pytest.raises(ZeroDivisionError):
+            client.get({"x": (fail, array)}, "x")
+        objects.wait_until_empty()
+
+    def test_fire_and_forget(self, client, array, objects, tmp_path, wait_until):
+        started, go = tmp_path / "started", tmp_path / "go"
+        fire_and_forget(client.compute(dask.delayed(wait_for)(array, str(started), str(go))))
+        wait_until(lambda: client.run_on_scheduler(_is_wanted))
+        gc.collect()
+        assert len(objects) == 1
+        go.touch()
+        objects.wait_until_empty()
+
+    def test_restart(self, client, array, objects):
+        kept = client.persist(da.from_array(array, chunks=10_000))
+        scattered = client.scatter(array)
+        wait([*futures_of(kept), scattered])
+        client.restart()
+        objects.wait_until_empty()
+        assert scattered.cancelled()
+
+    def test_two_clients(self, client, array, objects):
+        value = dask.delayed(total)(dask.delayed(array))
+        with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            mine, theirs = client.compute(value), other.compute(value)
+            assert mine.key == theirs.key
+            assert mine.result() == theirs.result() == array.sum()
+            del mine
+            gc.collect()
+            assert other.submit(identity, theirs).result() == array.sum()
+
+    def test_client_that_is_killed(self, cluster, objects, wait_until):
+        code = f"""
+import time
+import dask, dask.array as da, numpy as np
+from dask_tasks import total
+from proxystore_dask import Client
+from proxystore.store import Store
+from proxystore.connectors.file import FileConnector
+
+store = Store({objects.store.name!r}, FileConnector({str(objects.directory)!r}))
+client = Client({cluster.scheduler_address!r}, ps_store=store, ps_threshold="50 kB")
+kept = client.persist(da.from_array(np.arange(40_000.0), chunks=20_000))
+with dask.annotate(resources={{"none": 1}}):
+    value = dask.delayed(total)(np.arange(30_000.0))
+waiting = client.compute(value, optimize_graph=False)
+scattered = client.scatter(np.arange(50_000.0))
+print("sent", flush=True)
+time.sleep(600)
+"""
+        env = {**os.environ, "PYTHONPATH": str(Path(dask_tasks.__file__).parent)}
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as it:
+            assert it.stdout.readline() == b"sent\n"
+            wait_until(lambda: len(objects) == 4)
+            it.send_signal(signal.SIGKILL)
+        objects.wait_until_empty()
+
+
+def _is_wanted(dask_scheduler: Any) -> bool:
+    return bool(dask_scheduler.clients["fire-and-forget"].wants_what)
