@@ -26,7 +26,7 @@ export NO_MKDOCS_2_WARNING := 1
 # pip must not run twice at once in one environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types bench docs clean FORCE
+.PHONY: help demo test slurm lint format types bench docs clean FORCE
 
 help:  ## List the targets
 	@echo "make TARGET  (each makes and reuses $(VENV) by itself; PYTHON=python3.12 picks another Python)"
@@ -39,6 +39,11 @@ demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with
 test: $(VENV)/.test  ## Run the whole test suite (ARGS="-k name" and the like go to pytest)
 	@echo "test: pytest $(ARGS)"
 	@$(REDIS) $(PY) -m pytest $(ARGS)
+
+# Not part of `test`: nobody who only runs the tests wants a batch system installed.
+slurm: $(VENV)/.made  ## Install Slurm for the tests that start a cluster (as root, with apt-get; CI does it)
+	@echo "slurm: tools/slurm.py install"
+	@$(PY) tools/slurm.py install
 
 lint: $(VENV)/.lint  ## Check formatting and lint rules; changes nothing
 	@echo "lint: ruff format --check, ruff check"
