@@ -115,3 +115,19 @@ def test_every_decision_is_in_the_index() -> None:
     index = (folder / "index.md").read_text(encoding="utf-8")
     records = {path.name for path in folder.glob("[0-9]*.md")}
     assert records == set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index))
+
+
+def test_each_row_of_what_goes_wrong_elsewhere_names_tests_that_exist():
+    page = (ROOT / "docs" / "compat.md").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^(\d+)\. ", page.partition("## Row by row")[2], flags=re.MULTILINE)
+    rows = list(zip(map(int, parts[::2]), parts[1::2], strict=True))
+    assert [number for number, _ in rows] == list(range(1, 61))
+    missing = []
+    for number, row in rows:
+        named = re.findall(r"`(\w+/\w+\.py)::(\w+)`", row)
+        assert named, f"row {number} names no test"
+        for path, name in named:
+            file = ROOT / "tests" / path
+            if not file.exists() or f"def {name}(" not in file.read_text(encoding="utf-8"):
+                missing.append(f"row {number}: {path}::{name}")
+    assert not missing
