@@ -11,6 +11,9 @@ is installed when it is; nothing else in the package imports it.
 What no plugin can do: a `Proxy[int]` is not accepted where an `int` is asked for (declare
 `ProxyOr[int]`, or pass `extract(proxy)`), and a proxy matches every protocol of operators with
 `Any` (``sorted(proxy)`` is a ``list[Any]``).
+
+With mypy 1.15 an operator that the target does not have is `Any` and no error: mypy does not say
+there which of the operands it is about.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Contract, section 24: whatever error this package can raise comes home from a worker."""
+"""Contract, sections 18, 19 and 24: errors and types; any error comes home from a worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +19,10 @@ import dill
 import pytest
 
 from proxystore.connectors.file import FileKey
-from proxystore.store import Store
+from proxystore.connectors.protocols import Connector
+from proxystore.serialize import BytesLike
+from proxystore.store import Store, exceptions, types
+from proxystore.store.exceptions import StoreError
 
 # What constructors of errors take where that is not a text.
 ARGUMENTS: dict[str, Any] = {
@@ -125,6 +128,40 @@ def test_every_error_travels(frameworks: tuple[str, ...]) -> None:
     found = set(done.stdout.split())
     assert {"ProxyResolveError", "ProxyResolveMissingKeyError", "MultiConnectorError"} <= found
     assert {"StorageFullError", "SerializationError", "NonProxiableTypeError"} <= found
+
+
+# -- 18 and 19
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("StoreError", Exception),
+        ("StoreExistsError", StoreError),
+        ("ProxyStoreFactoryError", StoreError),
+        ("ProxyResolveMissingKeyError", Exception),
+        ("NonProxiableTypeError", Exception),
+    ],
+)
+def test_bases_of_errors_of_stores(name: str, base: type[Exception]) -> None:
+    error = getattr(exceptions, name)
+    assert issubclass(error, base)
+    assert issubclass(error, StoreError) is (base is StoreError or name == "StoreError")
+
+
+def test_a_missing_key_has_the_facts_and_says_them() -> None:
+    key = FileKey("gone")
+    error = exceptions.ProxyResolveMissingKeyError(key, Store, "name-of-the-store")
+    assert (error.key, error.store_type, error.store_name) == (key, Store, "name-of-the-store")
+    for fact in (repr(key), "Store", "name-of-the-store"):
+        assert fact in str(error)
+
+
+def test_types() -> None:
+    assert types.ConnectorKeyT == tuple[Any, ...]
+    assert types.SerializerT == Callable[[Any], BytesLike]
+    assert types.DeserializerT == Callable[[BytesLike], Any]
+    assert types.ConnectorT.__bound__ == Connector[Any]
 
 
 if __name__ == "__main__":

@@ -385,6 +385,26 @@ def test_a_client_like_dasks(store, directory):
     wait_until(lambda: is_empty(directory))
 
 
+@pytest.mark.dask
+def test_a_dask_client_of_processes(store, directory):
+    distributed = pytest.importorskip("distributed")
+    client = distributed.Client(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", set_as_default=False
+    )
+    with StoreExecutor(client, store, ProxyType(list), close_store=False) as executor:
+        assert executor.submit(which_are_proxies, [1], 2, x=[3]).result() == ("0", "x")
+        result = executor.submit(add, [1], y=[2]).result()
+        assert type(result) is OwnedProxy
+        assert result == [1, 2]
+        assert [list(x) for x in executor.map(add, [[1], [2]], [[3], [4]])] == [[1, 3], [2, 4]]
+        with pytest.raises(ValueError, match="failed on purpose"):
+            executor.submit(fail, [1]).result()
+        del result
+        gc.collect()
+        wait_until(lambda: is_empty(directory))
+    assert client.status == "closed"
+
+
 @pytest.mark.parametrize("populate_target", [True, False])
 def test_nothing_is_left_once_results_are_dropped(pool, directory, populate_target):
     name = f"nothing-left-{uuid.uuid4().hex[:8]}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import subprocess
 import sys
 import uuid
+import weakref
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -126,6 +128,22 @@ def test_leaving_the_block_evicts_what_was_attached(store):
     assert lifetime.done()
     assert not any(map(store.exists, [*keys, late]))
     assert store.exists(before)
+
+
+def test_objects_are_evicted_by_the_store():
+    class Telling(Store):
+        evicted = ()
+
+        def evict(self, key):
+            self.evicted += (key,)
+            super().evict(key)
+
+    store = Telling("telling", LocalConnector())
+    with ContextLifetime(store) as lifetime:
+        keys = store.put_batch(["a", "b"], lifetime=lifetime)
+        assert store.get(keys[0]) == "a"
+    assert set(store.evicted) == set(keys)
+    assert not store.is_cached(keys[0])
 
 
 def test_keys_are_a_set(store):
@@ -270,8 +288,11 @@ def test_extending_adds_to_the_expiry(store):
         lease.extend(timedelta(minutes=1))
         lease.extend(0.5)
         assert lease._timer.deadline == pytest.approx(start + 70.5)
+        armed = lease._timer
         lease.extend(-20.5)
         assert lease._timer.deadline == pytest.approx(start + 50)
+        assert lease._timer is not armed
+        assert (armed.is_alive(), lease._timer.is_alive()) == (False, True)
 
 
 @pytest.mark.parametrize("hours", [2, 0.5], ids=["later", "earlier"])
@@ -449,9 +470,13 @@ def test_static_objects_go_and_their_stores_are_closed_at_exit(tmp_path):
     assert not left
 
 
-def test_a_static_lifetime_that_is_closed_leaves_no_exit_hook(tmp_path):
-    program = 'store.put("a", lifetime=StaticLifetime()); StaticLifetime().close()'
-    assert run(program, tmp_path) == ([], [])
+def test_a_static_lifetime_that_is_closed_leaves_no_exit_hook(monkeypatch):
+    monkeypatch.setattr(StaticLifetime, "_instance", None)
+    there = weakref.ref(StaticLifetime())
+    StaticLifetime().close()
+    StaticLifetime._instance = None
+    gc.collect()
+    assert there() is None, "a hook would keep it alive"
 
 
 # -- 12.5 register_lifetime_atexit

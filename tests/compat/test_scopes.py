@@ -335,12 +335,15 @@ def test_owners_that_only_their_tasks_keep_alive(file_store, pool):
     assert not list(file_store.connector.keys())
 
 
-@pytest.mark.parametrize("protocol", ["inproc", "tcp"])
-def test_in_dask(file_store, protocol):
+@pytest.mark.parametrize(
+    ("protocol", "processes"),
+    [("inproc", False), ("tcp", False), pytest.param("tcp", True, marks=pytest.mark.dask)],
+)
+def test_in_dask(file_store, protocol, processes):
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
-            1, processes=False, protocol=protocol, dashboard_address=None
+            1, processes=processes, protocol=protocol, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -543,7 +543,9 @@ def test_a_guarded_task_lives_until_it_is_done() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x")])
-def test_exit_on_error_exits_when_a_task_failed(error: Exception) -> None:
+def test_exit_on_error_exits_when_a_task_failed(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         task = asyncio.create_task(raise_error(error))
         await asyncio.wait([task])
@@ -551,6 +553,8 @@ def test_exit_on_error_exits_when_a_task_failed(error: Exception) -> None:
             exit_on_error(task)
 
     asyncio.run(main())
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert repr(error) in caplog.text
 
 
 @pytest.mark.parametrize("error", [None, SafeTaskExitError(), asyncio.CancelledError()])

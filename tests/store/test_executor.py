@@ -893,7 +893,7 @@ def test_dask_with_threads(store, directory):
         processes=False,
         n_workers=1,
         threads_per_worker=2,
-        dashboard_address=None,
+        dashboard_address=":0",
         set_as_default=False,
     ) as client:
         executor = wrap(client, store, ProxyType(list), ownership=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future as ConcurrentFuture
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 from typing_extensions import assert_type
 
@@ -37,6 +38,16 @@ from proxystore.store.scopes import submit
 from proxystore.store.utils import get_key, resolve_async
 
 T = TypeVar("T")
+
+
+S = TypeVar("S")
+
+
+class Box(Generic[T]):
+    item: T
+
+    def pair(self, other: S) -> tuple[T, S]:
+        return self.item, other
 
 
 class Foo:
@@ -136,8 +147,17 @@ def references(
     either: OwnedProxy[Foo] | RefProxy[Foo],
     unbound: RefProxy[T],
     numbers: OwnedProxy[list[int]],
+    boxes: tuple[OwnedProxy[Box[str]], RefProxy[Box[str]], RefMutProxy[Box[str]]],
 ) -> None:
     assert_type(base.number, int)
+    for box in boxes:
+        assert_type(box.item, str)
+        assert_type(box.pair(1), tuple[str, int])
+        assert_type(box.__proxy_factory__, Callable[[], Box[str]])
+        assert_type(box.__proxy_resolved__, bool)
+        assert_type(box.__proxy_wrapped__, Box[str])
+        assert_type(box.__proxy_target__, Box[str])
+        _ = box.unknown  # E: union-attr
     assert_type(either.number, int)
     _ = either.unknown  # E: union-attr
     assert_type(unbound.anything, Any)
@@ -145,6 +165,13 @@ def references(
     assert_type(numbers + [1], list[int])
     for item in numbers:
         assert_type(item, int)
+
+
+for kind in (BaseRefProxy, OwnedProxy, RefProxy, RefMutProxy):
+    assert_type(kind.__module__, str)
+assert_type(OwnedProxy.__doc__, str | None)
+assert_type(RefProxy.__dict__, MappingProxyType[str, Any])
+assert_type(RefMutProxy.__annotations__, dict[str, Any])
 
 
 # -- functions that take either
