@@ -5,15 +5,15 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
-import logging
 import os
 import random
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 import parsl
 from parsl import DataFlowKernel
@@ -21,17 +21,24 @@ from parsl.app.app import AppBase
 from parsl.app.app import bash_app as parsl_bash_app
 from parsl.app.app import join_app as parsl_join_app
 from parsl.app.app import python_app as parsl_python_app
+from parsl.app.bash import BashApp
+from parsl.app.python import PythonApp
 from parsl.dataflow.futures import AppFuture
 from parsl.executors import ThreadPoolExecutor
 from parsl.executors.base import ParslExecutor
 from parsl.launchers import SimpleLauncher, SingleNodeLauncher
 from parsl.providers import LocalProvider
+from parsl.utils import RepresentationMixin
 from typing_extensions import Self
 
 from proxystore.proxy import Proxy, extract, is_resolved
 from proxystore.store import Store, StoreConfig
-from proxystore.workflow import Packer, open_store, parse_size
-from proxystore_parsl.lifetimes import Call, Calls, Depot, StoreAppFuture, relay
+from proxystore.workflow import Packer, Ref, open_store, parse_size
+from proxystore_parsl._log import logger
+from proxystore_parsl.arguments import packed_for, unwrapped_future
+from proxystore_parsl.errors import NoStoreError
+from proxystore_parsl.lifetimes import Call, Calls, Depot, StoreAppFuture
+from proxystore_parsl.memoizer import StoreMemoizer
 from proxystore_parsl.packing import (
     TASK,
     CommandTask,
@@ -39,35 +46,20 @@ from proxystore_parsl.packing import (
     LocalTask,
     Plan,
     Task,
-    inert,
     replaced,
 )
-from proxystore_parsl.proxies import counted_factory, counted_proxy, notice
-
-logger = logging.getLogger(__name__)
+from proxystore_parsl.proxies import Scope, counted_factory, counted_proxy
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+StoreSpec: TypeAlias = Store[Any] | StoreConfig | str | os.PathLike[str]
 
 # Of our own: a program that seeds the common one gets from it what it gets without us.
 _random = random.Random()
 
 # What runs join apps, and whatever else Parsl does in the submit process.
 _INTERNAL = "_parsl_internal"
-
-# What Parsl itself reads of a call. ("inputs" it reads item by item, and so do we.)
-_LEFT_ALONE = frozenset(
-    {
-        "_parsl_staging_inhibit",
-        "label",
-        "outputs",
-        "parsl_resource_specification",
-        "stderr",
-        "stdin",
-        "stdout",
-        "walltime",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ class AppsStats:
     pending: int = 0
 
 
-class StoreApps:
+class StoreApps(RepresentationMixin):
     """Decorators like Parsl's, for apps whose large data goes through a store.
 
     Arguments of at least `threshold` bytes are stored once, however many tasks take
@@ -109,7 +101,10 @@ class StoreApps:
         store: A store that the workers can reach; a configuration of one; the path of a
             TOML file with one. None: files in memory if the executor's workers are on
             this host, else in ``$PROXYSTORE_DIR`` or the user's cache directory, which
-            other hosts then have to see; deleted when this process exits.
+            other hosts then have to see; deleted when this process exits. A dictionary of
+            these by label of the executor: what a task takes and gives is in the store of
+            its executor; what it gives can be taken by tasks of another one if that one's
+            workers can reach the store, too.
         threshold: From which size on objects go through the store, in bytes, or text
             such as ``"1 MiB"``. The default is where that starts to be quicker with
             files in memory (measured: between 100 and 200 kB).
@@ -118,41 +113,70 @@ class StoreApps:
         results: What ``future.result()`` gives for large objects: ``"proxy"``, fetched
             when used, except for text, bytes and Python's own containers, of which much
             code takes no proxy; ``"value"``, the objects.
+        policy: Called with each object that may be worth a reference, before its size is
+            looked at: arguments and what is in their containers here, results on the
+            workers. True: it goes through the store; False: it does not; None: that depends
+            on its size. None in place of a function: all by size.
+        digest: ``"always"``: look at the content of arguments, so that what is in the store
+            already is not stored again (7 ms for 100 MB); ``"when-cached"``: only for apps
+            with ``cache=True``, which need it to find their results; False: never, and what
+            cached apps are given is fetched again to find their results.
 
     Raises:
         ThresholdError: `threshold` is not a size; a `ValueError`.
-        ValueError: `arguments` or `results` is neither of its values.
+        ValueError: `arguments`, `results` or `digest` is none of its values, or the
+            dictionary is empty.
         TypeError: `store` is none of what it can be.
         StoreConfigError: The file cannot be read or does not describe a store.
     """
 
     def __init__(
         self,
-        store: Store[Any] | StoreConfig | str | os.PathLike[str] | None = None,
+        store: StoreSpec | Mapping[str, StoreSpec] | None = None,
         *,
         threshold: int | str = "128 KiB",
         arguments: Literal["value", "proxy"] = "value",
         results: Literal["proxy", "value"] = "proxy",
+        policy: Callable[[Any], bool | None] | None = None,
+        digest: Literal["always", "when-cached", False] = "always",
     ) -> None:
         for name, value in (("arguments", arguments), ("results", results)):
             if value not in ("value", "proxy"):
                 raise ValueError(f"{name} must be 'value' or 'proxy', got {value!r}")
+        if digest not in ("always", "when-cached") and digest is not False:
+            raise ValueError(f"digest must be 'always', 'when-cached' or False, got {digest!r}")
         self.threshold = parse_size(threshold)
         self.arguments: Literal["value", "proxy"] = arguments
         self.results: Literal["proxy", "value"] = results
-        self._store = None if store is None else open_store(store)
+        self.policy = policy
+        self.digest: Literal["always", "when-cached", False] = digest
         self._calls = Calls(results)
-        # By whether other hosts have to see the objects. The lock protects the table,
-        # and whoever needs a store that is being made waits for it.
-        self._depots: dict[bool, Depot] = {}
+        # By label of the executor, or None for all. Empty: the embedded store.
+        self._stores: dict[str | None, Store[Any]] = {}
+        if isinstance(store, Mapping):
+            if not store:
+                raise ValueError("a dictionary of stores must have one at least, got {}")
+            self._stores.update((label, open_store(each)) for label, each in store.items())
+        elif store is not None:
+            self._stores[None] = open_store(store)
+        # By name of the store; embedded ones by whether other hosts have to see the objects.
+        # The lock protects the table, and whoever needs a store that is being made waits.
+        self._depots = self._calls.depots
         self._lock = threading.Lock()
 
-    def __repr__(self) -> str:
-        store = self._store or next((depot.store for depot in self._depots.values()), None)
-        return (
-            f"{type(self).__name__}(store={store and store.config()!r}, "
-            f"threshold={self.threshold}, arguments={self.arguments!r}, "
-            f"results={self.results!r})"
+    @property
+    def store(self) -> StoreConfig | dict[str, StoreConfig] | None:
+        """How the store can be opened elsewhere; None: none was named, and none needed yet."""
+        if None not in self._stores and self._stores:
+            return {str(label): store.config() for label, store in self._stores.items()}
+        used = [depot.store for depot in list(self._depots.values())]
+        found = next(iter([*self._stores.values(), *used]), None)
+        return None if found is None else found.config()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a StoreApps stays in the process it was made in: a function that is sent to a "
+            "worker must not refer to it or to its apps (an app of an app does)"
         )
 
     def __enter__(self) -> Self:
@@ -326,10 +350,7 @@ class StoreApps:
         self, kind: type[_App], threshold: int, options: dict[str, Any], function: Any
     ) -> Callable[..., StoreAppFuture]:
         if isinstance(function, AppBase) or hasattr(function, "_proxystore_app"):
-            raise TypeError(
-                f"{function.__name__!r} is an app already: decorate the function itself, "
-                f"with one decorator"
-            )
+            raise _is_an_app(function)
         app = kind(self, function, threshold, options)
 
         @functools.wraps(function)
@@ -339,22 +360,151 @@ class StoreApps:
         call._proxystore_app = app  # type: ignore[attr-defined]
         return call
 
+    def wrap(
+        self,
+        app: Callable[P, Any],
+        *,
+        threshold: int | str | None = None,
+    ) -> Callable[P, StoreAppFuture]:
+        """Make an app with the options of one that Parsl's decorators have made.
+
+        Its executors, cache, DataFlowKernel and function are the same; the app itself
+        stays as it is.
+
+        Args:
+            app: Python, bash or join app.
+            threshold: As for `python_app`.
+
+        Raises:
+            ThresholdError: `threshold` is not a size; a `ValueError`.
+            TypeError: `app` is not such an app, or one of ours already.
+        """
+        if type(app) not in (PythonApp, BashApp):
+            if hasattr(app, "_proxystore_app"):
+                raise _is_an_app(app)
+            raise TypeError(
+                f"only what parsl's python_app, bash_app and join_app have made can be wrapped, "
+                f"got {app!r}: decorate a function with python_app"
+            )
+        kind: type[_App] = _BashApp
+        theirs: Any = app  # its type is that of the function's parameters
+        function = theirs.func
+        options = {
+            "data_flow_kernel": theirs.data_flow_kernel,
+            "cache": theirs.cache,
+            "executors": theirs.executors,
+            "ignore_for_cache": theirs.ignore_for_cache,
+        }
+        if type(app) is PythonApp:
+            function = function.__wrapped__  # what Parsl put around it catches exceptions
+            kind = _PythonApp
+            if theirs.join:
+                del options["executors"]
+                kind = _JoinApp
+        made: Callable[P, StoreAppFuture] = self._decorate(kind, function, threshold, options)
+        return made
+
     # -- the store
 
-    def put(self, obj: T) -> Proxy[T]:
+    def put(self, obj: T, *, executor: str | None = None) -> Proxy[T]:
         """Store an object and return a proxy of it, to be passed to any number of calls.
 
         They then take the object without looking at its content again. It stays in the
         store as long as the proxy, or a call that takes it, needs it.
 
+        Args:
+            obj: The object.
+            executor: Label of the executor in whose store it goes; needed if there is more
+                than one store.
+
         Raises:
             SerializationError: The object cannot be pickled.
+            NoStoreError: The executor has no store, or there are several and none was named;
+                a `LookupError`.
             ClosedError: `close` was called.
         """
         self._calls.require_open("put()")
-        hold = self._depot(shared=self._has_shared()).ledger.hold(obj)
+        depot = self._depot_for_all() if executor is None else self._depot_named(executor)
+        hold = depot.ledger.hold(obj)
         # A reference of its own: to a task, the same reference is the same object.
-        return counted_proxy(copy.copy(hold.ref), hold)
+        return counted_proxy(copy.copy(hold.ref), hold, scope=self._calls.scope)
+
+    def scope(self) -> AbstractContextManager[Scope]:
+        """Let go at the end of a ``with`` block of what is put and called in it.
+
+        Objects that the block has put, and results of its calls, leave the store at its
+        end, even if something still refers to them, such as the memory of a notebook; tasks
+        that take them keep them until they are final. What was fetched before stays; using
+        the rest raises `ClosedError`, or `ProxyResolveError` if it is a proxy. `persist`
+        keeps an object longer. The block's variable has ``keep(obj)``, which returns a
+        future or a proxy that is not dropped before the end.
+        """
+        return self._calls.scoped()
+
+    def persist(self, obj: Any) -> Any:
+        """Keep what a future gives, or what a proxy stands for, for later programs.
+
+        The objects are never evicted by this `StoreApps` from now on: not when nobody needs
+        them, nor by `close`. They are in the store that it was given, for as long as that
+        keeps them: give a `FileConnector` ``clear=False``, so that closing the store does
+        not delete its files. Whoever wants the room back evicts them there:
+        ``store.evict(proxystore.store.utils.get_key(proxy))``.
+
+        Args:
+            obj: A future of ours, whose result is waited for; a proxy that `put` or a result
+                has given; or a container of such proxies.
+
+        Returns:
+            The same, with an ordinary proxy in the place of each object in the store. It
+            can be pickled, written down, and used wherever the store can be reached.
+
+        Raises:
+            ValueError: There is no store but the embedded one, which is deleted when this
+                process exits; or an object is not of this `StoreApps`.
+            ClosedError: `close` was called, or the scope of the future has ended.
+            Exception: What the future raises.
+        """
+        self._calls.require_open("persist()")
+        if not self._stores:
+            raise ValueError(
+                "what is in the embedded store is deleted when this process exits: give "
+                "StoreApps a store of yours to keep objects in"
+            )
+        if type(obj) is StoreAppFuture:
+            obj.require_there()
+            kept = obj.unwrapped(self._persisted_ref)
+            for hold in obj._kept.escaped.values():
+                self._persisted_ref(hold.ref)
+            return kept
+        return replaced(obj, self._persisted)
+
+    def _persisted(self, obj: Any) -> Any:
+        factory = counted_factory(obj)
+        if factory is None:
+            return obj
+        for inner in factory.inside.values():
+            self._persisted_ref(inner.ref)
+        if not is_resolved(obj):
+            return self._persisted_ref(factory.ref)
+        # The user may have changed what was fetched, and that is what is to be kept.
+        depot = self._calls.depot_of(factory.ref)
+        return self._persisted_ref(
+            factory.ref if depot is None else depot.ledger.hold(extract(obj)).ref
+        )
+
+    def _persisted_ref(self, ref: Ref) -> Proxy[Any]:
+        depot = self._calls.depot_of(ref)
+        if depot is None:
+            raise ValueError(f"{ref!r} was not stored by this StoreApps, which cannot keep it")
+        depot.persist(ref)
+        logger.info("kept for later programs: %r, in %r", ref, ref.factory.store_config)
+        if getattr(depot.store.connector, "clear", False):
+            logger.warning(
+                "closing store %r deletes its objects, also those kept for later programs: "
+                "give its connector clear=False",
+                depot.store.name,
+            )
+        return ref.proxy()
 
     def stats(self) -> AppsStats:
         """Return what has been stored and evicted so far, arguments and results."""
@@ -383,18 +533,65 @@ class StoreApps:
             depot.ledger.close()
             self._calls.sweep(depot)
 
-    def _depot(self, *, shared: bool) -> Depot:
-        if self._store is not None:
-            shared = False  # it is the one for all
-        depot = self._depots.get(shared)
+    def _depot(self, label: str | None, *, shared: bool) -> Depot:
+        """Return where objects for an executor are.
+
+        Args:
+            label: The executor's.
+            shared: Other hosts have to see an embedded store.
+        """
+        store = self._stores.get(label) or self._stores.get(None)
+        if store is None and self._stores:
+            raise NoStoreError(label, tuple(map(str, self._stores)))
+        place = shared if store is None else store.name
+        depot = self._depots.get(place)
         if depot is None:
             with self._lock:
-                depot = self._depots.get(shared)
+                depot = self._depots.get(place)
                 if depot is None:
-                    store = self._store or open_store(None, shared=shared)
-                    self._depots[shared] = depot = Depot(store)
+                    store = store or open_store(None, shared=shared)
+                    self._depots[place] = depot = Depot(store)
                     _close_at_exit(self)
         return depot
+
+    def _depot_named(self, label: str) -> Depot:
+        return self._depot(label, shared=self._has_shared())
+
+    def _depot_for_all(self) -> Depot:
+        """Return where objects are whose executor is not known."""
+        self._require_one_store()
+        label = next(iter(self._stores), None)
+        return self._depot(label, shared=self._has_shared())
+
+    def _require_one_store(self) -> None:
+        if len(self._stores) > 1:
+            raise NoStoreError(None, tuple(map(str, self._stores)))
+
+    def _depot_of(self, executor: ParslExecutor | None) -> Depot | None:
+        """Return where objects for an executor are; None: it is in this process, or unknown."""
+        if executor is None or isinstance(executor, ThreadPoolExecutor):
+            return None
+        return self._depot(executor.label, shared=not _runs_here(executor))
+
+    def _packer(self, depot: Depot, threshold: int, *, digest: bool) -> Packer:
+        options: dict[str, Any] = {"digest": digest}
+        if self.policy is not None:
+            options["policy"] = self.policy
+        return depot.packer(threshold, **options)
+
+    def _wants_digest(self, *, cached: bool) -> bool:
+        return self.digest == "always" or (self.digest == "when-cached" and cached)
+
+    def _plan(self, app: str, depot: Depot, threshold: int, *, digest: bool) -> Plan:
+        return Plan(
+            app,
+            depot.store.config(),
+            threshold,
+            self.arguments,
+            embedded=not self._stores,
+            policy=self.policy,
+            digest=digest,
+        )
 
     def _has_shared(self) -> bool:
         """Say whether any worker of the DataFlowKernel that is loaded is on another host."""
@@ -422,6 +619,7 @@ class _App:
         self.function = function
         self.threshold = threshold
         self.options = options
+        self._digest = apps._wants_digest(cached=options["cache"])
         self.parsl_app(function)  # Parsl checks types and names of the options
         # Parsl's app for each executor and store, as it picks a random executor too late
         # for us: what is packed depends on where it goes.
@@ -442,10 +640,7 @@ class _App:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StoreAppFuture:
         dfk = self.options["data_flow_kernel"] or parsl.dfk()
         label = self._pick(dfk)
-        executor = dfk.executors.get(label)
-        depot = None
-        if executor is not None and not isinstance(executor, ThreadPoolExecutor):
-            depot = self.apps._depot(shared=not _runs_here(executor))
+        depot = self.apps._depot_of(dfk.executors.get(label))
         call = Call(
             self.function.__name__,
             dfk,
@@ -453,6 +648,7 @@ class _App:
             depot,
             joins=isinstance(self, _JoinApp),
             pinned=self.options["cache"],
+            persistent=self.options["cache"] and self._in_checkpoints(dfk),
         )
         self.apps._calls.require_open(f"a call of app {call.app!r}")
         try:
@@ -463,6 +659,13 @@ class _App:
         app = self._parsl_app_for(label, depot)
         start = functools.partial(app, *packed, **named, **self.extra(call))
         return self.apps._calls.submit(call, start)
+
+    def _in_checkpoints(self, dfk: DataFlowKernel) -> bool:
+        """Say whether later programs will find results by reference in a checkpoint."""
+        memoizer = dfk.memoizer
+        if not isinstance(memoizer, StoreMemoizer) or not self.apps._stores:
+            return False
+        return memoizer.checkpoint_mode is not None
 
     def _pick(self, dfk: DataFlowKernel) -> str:
         # As DataFlowKernel.submit does.
@@ -481,30 +684,10 @@ class _App:
     def _pack(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments as they go to Parsl; the call needs what is in the store."""
-        packer = None if call.depot is None else call.depot.packer(self.threshold)
-        swap = functools.partial(_swapped, call=call, packer=packer)
-        untouched = {name: kwargs[name] for name in kwargs if name in _LEFT_ALONE}
-        named = {name: arg for name, arg in kwargs.items() if name not in _LEFT_ALONE}
-        # Parsl has to see the items, so each of them is an argument of its own.
-        inputs = named.pop("inputs", None)
-        listed = list(inputs) if type(inputs) in (list, tuple) else []
-        items = {f"inputs[{i}]": item for i, item in enumerate(listed)}
-        args = tuple(replaced(arg, swap) for arg in args)
-        named = {name: replaced(arg, swap) for name, arg in {**named, **items}.items()}
-        if packer is not None:
-            with notice() as noticed:
-                packed = packer.pack(args, named)
-            args, named = packed.args, packed.kwargs
-            call.stored = packed.holds
-            if noticed:  # hidden in the user's objects, which Parsl would keep, and so them
-                call.need(*(factory.hold for factory in noticed if factory.hold is not None))
-                args = tuple(replaced(arg, inert) for arg in args)
-                named = {name: replaced(arg, inert) for name, arg in named.items()}
-        if inputs is not None:
-            packed_items = [named.pop(name) for name in items]
-            named["inputs"] = type(inputs)(packed_items) if items else inputs
-        return args, {**named, **untouched}
+        packer = None
+        if call.depot is not None:
+            packer = self.apps._packer(call.depot, self.threshold, digest=self._digest)
+        return packed_for(call, packer, args, kwargs)
 
 
 class _PythonApp(_App):
@@ -521,20 +704,19 @@ class _PythonApp(_App):
     def task(self, depot: Depot | None) -> Callable[..., Any]:
         if depot is None:
             return LocalTask(self.function)
-        plan = Plan(
-            self.function.__name__,
-            depot.store.config(),
-            self.threshold,
-            self.apps.arguments,
-            embedded=self.apps._store is None,
+        name = self.function.__name__
+        return Task(
+            self.function, self.apps._plan(name, depot, self.threshold, digest=self._digest)
         )
-        return Task(self.function, plan)
 
     def extra(self, call: Call) -> dict[str, Any]:
         if call.depot is None:
             return {}
+        assert call.dfk is not None, "only executors do not know it"
         mode = getattr(call.dfk.memoizer, "checkpoint_mode", None)
-        return {TASK: None if call.pinned and mode is not None else call.task}
+        # A checkpoint outlives the objects, unless its memoizer and their store know better.
+        by_value = call.pinned and mode is not None and not call.persistent
+        return {TASK: None if by_value else call.task}
 
 
 class _BashApp(_App):
@@ -557,43 +739,16 @@ class _JoinApp(_App):
         return made
 
     def task(self, depot: Depot | None) -> Callable[..., Any]:
-        return Join(self.function, _unwrapped_future)
+        return Join(self.function, unwrapped_future)
 
     def extra(self, call: Call) -> dict[str, Any]:
         return {TASK: call}
 
 
-def _unwrapped_future(obj: Any, call: Call) -> Any:
-    """Return Parsl's future of one of ours, whose result the call then needs."""
-    if type(obj) is not StoreAppFuture:
-        return obj
-    if obj.done() and not obj._inner.done():
-        return obj  # it was closed: Parsl would wait for ever
-    call.need(obj._kept)
-    return obj._inner
-
-
-def _swapped(obj: Any, *, call: Call, packer: Packer | None) -> Any:
-    """Return what is passed on for an object in a call's arguments.
-
-    For our future: Parsl's. For a proxy of an object we count: a reference, or the
-    object if the user may have changed it. The call then needs the object.
-    """
-    if issubclass(type(obj), Proxy):  # first: isinstance may resolve it
-        factory = counted_factory(obj)
-        if factory is None:
-            return obj
-        if is_resolved(obj):
-            return extract(obj)
-        if factory.hold is not None:
-            call.need(factory.hold)
-        return factory.ref
-    if not isinstance(obj, AppFuture):
-        return obj
-    inner = _unwrapped_future(obj, call)
-    if packer is None or (type(obj) is StoreAppFuture and obj._remote):
-        return inner
-    return relay(inner, packer, call)
+def _is_an_app(function: Any) -> TypeError:
+    return TypeError(
+        f"{function.__name__!r} is an app already: decorate the function itself, with one decorator"
+    )
 
 
 # -- where executors run

@@ -20,17 +20,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import operator
 import queue
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from parsl import DataFlowKernel
@@ -39,13 +40,13 @@ from parsl.dataflow.errors import DependencyError
 from parsl.dataflow.futures import AppFuture
 
 from proxystore.connectors.protocols import EnumerableConnector
+from proxystore.proxy import extract, is_resolved
 from proxystore.store import Store
 from proxystore.workflow import Hold, Ledger, Packer, Ref, RefId
+from proxystore_parsl._log import logger
 from proxystore_parsl.errors import ClosedError
-from proxystore_parsl.packing import Envelope, dill_takes, is_native, part_of
-from proxystore_parsl.proxies import counted_proxy
-
-logger = logging.getLogger("proxystore_parsl")
+from proxystore_parsl.packing import Envelope, dill_takes, is_native, part_of, replaced
+from proxystore_parsl.proxies import Scope, counted_factory, counted_proxy
 
 
 class Depot:
@@ -54,10 +55,23 @@ class Depot:
     def __init__(self, store: Store[Any]) -> None:
         self.store = store
         self.ledger = Ledger(store, on_unneeded=self._evict)
+        # Those outlive this process.
+        self._persistent: set[Any] = set()
 
-    def packer(self, threshold: int) -> Packer:
-        """Return what packs arguments into this store."""
-        return Packer(self.ledger, threshold=threshold, is_native=is_native, carries=dill_takes)
+    def packer(self, threshold: int, **options: Any) -> Packer:
+        """Return what packs arguments into this store; options are those of `Packer`."""
+        return Packer(
+            self.ledger,
+            threshold=threshold,
+            is_native=is_native,
+            carries=dill_takes,
+            **options,
+        )
+
+    def persist(self, ref: Ref) -> None:
+        """Never evict an object."""
+        self._persistent.add(ref.factory.key)
+        self.ledger.keep(ref)
 
     def sweep(self, prefix: str, keep: Callable[[], Iterable[Ref] | None]) -> None:
         """Evict what lost tries have stored, where the store can list its objects.
@@ -74,13 +88,15 @@ class Depot:
         needed = keep() if keys else None
         if needed is None:
             return
-        for key in set(keys).difference(ref.factory.key for ref in needed):
+        lost = set(keys).difference(ref.factory.key for ref in needed)
+        for key in lost - self._persistent:
             self.store.evict(key)
 
     def discard(self, refs: Iterable[Ref]) -> None:
         """Evict objects that came too late for anybody to need."""
         for ref in refs:
-            self._evict(ref)
+            if ref.factory.key not in self._persistent:
+                self._evict(ref)
 
     def _evict(self, ref: Ref) -> None:
         # Not through the reference: it would open a store again that was closed.
@@ -147,11 +163,12 @@ class Call:
 
     Attributes:
         app: Name of the app.
-        dfk: Who runs it.
+        dfk: Who runs it. None: an executor knows nothing of that.
         task: What the names of objects start with that its tries store.
         depot: Where its results go. None: it runs in this process.
         joins: It is a join app's, whose result is that of other calls.
         pinned: Its result may be asked for again without a future (memoization).
+        persistent: So it may by a later program (checkpoints).
         future: What the user has; dead if nobody has it any more.
         kept: What that future and calls that take it have.
         closed: Why it will never be final.
@@ -159,11 +176,12 @@ class Call:
     """
 
     app: str
-    dfk: DataFlowKernel
+    dfk: DataFlowKernel | None
     task: str
     depot: Depot | None = None
     joins: bool = False
     pinned: bool = False
+    persistent: bool = False
     future: Callable[[], StoreAppFuture | None] = lambda: None
     kept: Callable[[], Kept | None] = lambda: None
     closed: ClosedError | None = None
@@ -212,7 +230,12 @@ class StoreAppFuture(AppFuture):
     """
 
     def __init__(
-        self, inner: AppFuture, call: Call, calls: Calls, results: Literal["proxy", "value"]
+        self,
+        inner: AppFuture,
+        call: Call,
+        calls: Calls,
+        results: Literal["proxy", "value"],
+        scope: Scope | None = None,
     ) -> None:
         super().__init__(inner.task_record)
         self._inner = inner
@@ -224,6 +247,7 @@ class StoreAppFuture(AppFuture):
         self._joins = call.joins
         self._remote = call.depot is not None  # then Parsl has it sealed
         self._results = results
+        self._scope = scope
         self._opening = threading.Lock()
         self._opened: tuple[Any] | None = None
 
@@ -235,14 +259,40 @@ class StoreAppFuture(AppFuture):
 
         Raises:
             TimeoutError: It has taken longer (`concurrent.futures.TimeoutError`).
-            ClosedError: The adapter or its DataFlowKernel was closed before.
+            ClosedError: The adapter, its DataFlowKernel or the scope of the call has ended
+                before.
             Exception: What the app has raised.
         """
-        sealed = super().result(timeout)
+        sealed = self._sealed(timeout)
         with self._opening:
             if self._opened is None:
-                self._opened = (self._open(sealed),)
+                self.require_there()
+                self._opened = (self._open(sealed, self._leaf),)
             return self._opened[0]
+
+    def _sealed(self, timeout: float | None = None) -> Any:
+        return super().result(timeout)
+
+    def require_there(self) -> None:
+        """Raise `ClosedError` if the objects of the result were let go with their scope."""
+        if self._scope is None or not self._scope.ended:
+            return
+        if self.done() and (super().exception() or not self._is_stored()):
+            return
+        name = self.task_record["func_name"]
+        raise ClosedError(f"the result of app {name!r}", "the scope it was made in has ended")
+
+    def _is_stored(self) -> bool:
+        envelopes = _envelopes(self._sealed(), self._joins)
+        return any(each.refs or each.escaped for each in envelopes)
+
+    def let_go(self) -> None:
+        """Need the objects of the result no more; tasks that take them still do."""
+        self._kept = Kept()
+
+    def unwrapped(self, leaf: Callable[[Ref], Any]) -> Any:
+        """Return the result with `leaf` of each large object in its place; waits for it."""
+        return self._open(self._sealed(), leaf)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, or None."""
@@ -254,17 +304,15 @@ class StoreAppFuture(AppFuture):
                 return failed
         return error
 
-    def _open(self, sealed: Any) -> Any:
+    def _open(self, sealed: Any, leaf: Callable[[Ref], Any]) -> Any:
         if type(sealed) is Envelope:
-            return sealed.open(self._leaf, self._kept.escaped)
+            return sealed.open(leaf, self._kept.escaped, self._scope)
         if self._joins and type(sealed) is list:
-            return [self._open(item) for item in sealed]
+            return [self._open(item, leaf) for item in sealed]
         return sealed
 
     def _leaf(self, ref: Ref) -> Any:
-        if self._results == "value" or ref.type_name in _NEVER_PROXIES:
-            return ref.resolve()
-        return counted_proxy(ref, self._kept.holds.get(ref.id), self._kept.escaped)
+        return user_leaf(ref, self._results, self._kept, self._scope)
 
     def __getitem__(self, key: Any) -> StoreAppFuture:
         return self._calls.part(self, operator.getitem, key)
@@ -275,6 +323,19 @@ class StoreAppFuture(AppFuture):
         return self._calls.part(self, getattr, name)
 
 
+# By identity of the `Calls`: each `StoreApps` has scopes of its own.
+_scopes: ContextVar[Mapping[int, Scope]] = ContextVar("scopes", default=MappingProxyType({}))
+
+
+def user_leaf(
+    ref: Ref, results: Literal["proxy", "value"], kept: Kept, scope: Scope | None = None
+) -> Any:
+    """Return what a program gets for a large object in a result."""
+    if results == "value" or ref.type_name in _NEVER_PROXIES:
+        return ref.resolve()
+    return counted_proxy(ref, kept.holds.get(ref.id), kept.escaped, scope)
+
+
 class Calls:
     """The calls of one `StoreApps` that are not final. Thread-safe.
 
@@ -282,9 +343,13 @@ class Calls:
 
     Args:
         results: As for `StoreApps`.
+
+    Attributes:
+        depots: Where objects are; filled by the `StoreApps`.
     """
 
     def __init__(self, results: Literal["proxy", "value"]) -> None:
+        self.depots: dict[Hashable, Depot] = {}
         self._results = results
         self._lock = threading.Lock()
         self._pending: dict[str, Call] = {}
@@ -299,6 +364,22 @@ class Calls:
     def new_task(self) -> str:
         """Return a name for a task: what the names of its objects start with."""
         return f"{self._prefix}{next(self._numbers)}."
+
+    @property
+    def scope(self) -> Scope | None:
+        """The innermost scope that this thread is in."""
+        return _scopes.get().get(id(self))
+
+    @contextmanager
+    def scoped(self) -> Iterator[Scope]:
+        """Make a scope for what this thread does meanwhile."""
+        scope = Scope()
+        token = _scopes.set({**_scopes.get(), id(self): scope})
+        try:
+            yield scope
+        finally:
+            _scopes.reset(token)
+            scope.end()
 
     @property
     def pending(self) -> int:
@@ -328,27 +409,40 @@ class Calls:
             ClosedError: `close` was called.
             Exception: What `start` raises; then the call needs nothing any more.
         """
-        with self._lock:
-            self.require_open(f"a call of app {call.app!r}")
-            self._pending[call.task] = call
+        self.add(call)
         try:
-            self._watch(call.dfk)
+            if call.dfk is not None:
+                self._watch(call.dfk)
             inner = start()
         except BaseException:
-            self._forget(call)
+            self.forget(call)
             call.let_go()
             raise
-        future = StoreAppFuture(inner, call, self, self._results)
+        scope = self.scope
+        future = StoreAppFuture(inner, call, self, self._results, scope)
         with self._lock:
             call.future = weakref.ref(future)
             call.kept = weakref.ref(future._kept)
             closed = call.closed
+        if scope is not None:
+            scope.add(future)
         if closed is not None:
             _finish(future, None, closed)
         inner.add_done_callback(functools.partial(self._settle, call))
         return future
 
-    def _forget(self, call: Call) -> None:
+    def add(self, call: Call) -> None:
+        """Take note of a call that is not final.
+
+        Raises:
+            ClosedError: `close` was called.
+        """
+        with self._lock:
+            self.require_open(f"a call of app {call.app!r}")
+            self._pending[call.task] = call
+
+    def forget(self, call: Call) -> None:
+        """Take note that a call is final, or never will be."""
         with self._lock:
             self._pending.pop(call.task, None)
 
@@ -356,17 +450,17 @@ class Calls:
         """Parsl is done with a call: take over its result and give back what it needed."""
         error = inner.exception()
         sealed = None if error is not None else inner.result()
-        envelopes = _envelopes(sealed, call)
+        envelopes = _envelopes(sealed, call.joins)
         try:
             self._take_over(call, envelopes, again=bool(inner.task_record["from_memo"]))
             if call.depot is not None and _has_lost_tries(inner, error):
                 call.depot.sweep(call.task, lambda: [r for each in envelopes for r in each.refs])
-        except Exception as failed:
-            # The user waits for the future; what a store raises has to arrive there.
+        except Exception as failed:  # noqa: BLE001 - what a store raises
+            # The user waits for the future, and has to see it there.
             logger.exception("cannot take over the result of app %r", call.app)
             error = error or failed
         call.let_go()
-        self._forget(call)
+        self.forget(call)
         future = call.future()
         if future is not None:
             _finish(future, sealed, error)
@@ -374,14 +468,50 @@ class Calls:
     def _take_over(self, call: Call, envelopes: list[Envelope], *, again: bool) -> None:
         kept = call.kept() or Kept()
         held = call.holds
+        # Without a depot a result comes out of Parsl's memo table or another call's future,
+        # and whoever put it there holds its objects.
+        theirs = again or call.depot is None
         for envelope in envelopes:
             if call.closed is not None and call.depot is not None:
                 call.depot.discard(envelope.refs)
                 continue
-            kept.holds.update(_held(envelope.refs, held, call.depot))
-            kept.escaped.update(_held(envelope.escaped, held, call.depot))
+            kept.holds.update(self.held(envelope.refs, held, theirs=theirs))
+            kept.escaped.update(self.held(envelope.escaped, held, theirs=theirs))
+            if call.persistent and not again:
+                for ref in envelope.refs + envelope.escaped:
+                    self.persist(ref)
         if call.pinned and not again:
             self._memoized.append(kept)
+
+    def depot_of(self, ref: Ref) -> Depot | None:
+        """Return where an object is; None if this `StoreApps` does not answer for it."""
+        name = ref.factory.store_config.name
+        return next((each for each in list(self.depots.values()) if each.store.name == name), None)
+
+    def held(
+        self, refs: Iterable[Ref], held: dict[RefId, Hold], *, theirs: bool = False
+    ) -> dict[RefId, Hold]:
+        """Return a hold for each object: one that is there already, or a new one.
+
+        Args:
+            refs: The objects.
+            held: By id, what there is.
+            theirs: Somebody else answers for the others.
+        """
+        found: dict[RefId, Hold] = {}
+        for ref in refs:
+            hold, depot = held.get(ref.id), self.depot_of(ref)
+            if hold is None and depot is not None and not theirs:
+                hold = depot.ledger.adopt(ref)
+            if hold is not None:
+                found[ref.id] = hold
+        return found
+
+    def persist(self, ref: Ref) -> None:
+        """Never evict an object, if it is one of ours to evict."""
+        depot = self.depot_of(ref)
+        if depot is not None:
+            depot.persist(ref)
 
     def part(
         self, future: StoreAppFuture, pick: Callable[[Any, Any], Any], key: Any
@@ -464,27 +594,35 @@ def _finish(future: StoreAppFuture, sealed: Any, error: BaseException | None) ->
             future.set_result(sealed)
 
 
-def _envelopes(sealed: Any, call: Call) -> list[Envelope]:
-    items = sealed if call.joins and type(sealed) is list else [sealed]
+def _envelopes(sealed: Any, joins: bool) -> list[Envelope]:
+    items = sealed if joins and type(sealed) is list else [sealed]
     return [item for item in items if type(item) is Envelope]
-
-
-def _held(refs: Iterable[Ref], held: dict[RefId, Hold], depot: Depot | None) -> dict[RefId, Hold]:
-    """Return a hold for each object: one that the call has already, or a new one.
-
-    Without a depot a result comes out of Parsl's memo table or another call's future,
-    and whoever put it there holds its objects.
-    """
-    found = {ref.id: held.get(ref.id) for ref in refs}
-    if depot is not None:
-        found = {ref.id: found[ref.id] or depot.ledger.adopt(ref) for ref in refs}
-    return {id: hold for id, hold in found.items() if hold is not None}
 
 
 def _has_lost_tries(inner: AppFuture, error: BaseException | None) -> bool:
     if isinstance(error, DependencyError):
         return False  # it has never run
     return error is not None or inner.task_record["fail_count"] > 0
+
+
+def by_reference(obj: Any, call: Call) -> Any:
+    """Return what is passed on for a proxy of an object we count; anything else as it is.
+
+    A reference, or the object if the user may have changed it. The call then needs it.
+
+    Raises:
+        ClosedError: It was let go with its scope.
+    """
+    factory = counted_factory(obj)
+    if factory is None:
+        return obj
+    if is_resolved(obj):
+        return extract(obj)
+    if factory.hold is not None:
+        call.need(factory.hold)
+    elif factory.scope is not None and factory.scope.ended:
+        raise ClosedError(f"a call of app {call.app!r}", "the scope of an argument has ended")
+    return factory.ref
 
 
 def relay(source: AppFuture, packer: Packer, call: Call) -> AppFuture:
@@ -503,8 +641,8 @@ def _relay(relayed: AppFuture, packer: Packer, call: Call, source: AppFuture) ->
     if error is not None:
         relayed.set_exception(error)
         return
-    value = source.result()
     try:
+        value = replaced(source.result(), lambda obj: by_reference(obj, call))
         packed = packer.pack((value,), {})
     except Exception as failed:  # noqa: BLE001 - raised by whoever waits for the result
         relayed.set_exception(failed)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
+import os
 import pickle
+import socket
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,20 +32,35 @@ import cloudpickle
 import dill  # type: ignore[import-untyped]  # it has no types
 from parsl.app.errors import AppTimeout, RemoteExceptionWrapper
 from parsl.data_provider.files import File
-from parsl.dataflow.memoization import id_for_memo
 from parsl.serialize import deserialize, serialize
 
-from proxystore.connectors.exceptions import StorageFullError
+from proxystore.connectors.exceptions import (
+    ConnectorError,
+    ForeignObjectError,
+    StorageFullError,
+)
 from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import Proxy, ProxyResolveError, extract, is_resolved
 from proxystore.serialize import SerializationError
-from proxystore.store import StoreConfig, get_or_create_store
+from proxystore.store import Store, StoreConfig, get_or_create_store
+from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore.utils.imports import get_object_path
 from proxystore.workflow import ProxyRef, Ref, size_at_least, store_object
-from proxystore_parsl.errors import RemoteTaskError
-from proxystore_parsl.proxies import Holds, counted_factory, counted_proxy, lend, notice
-
-logger = logging.getLogger("proxystore_parsl")
+from proxystore_parsl._log import logger
+from proxystore_parsl.errors import (
+    ObjectLostError,
+    RemoteTaskError,
+    StoreUnreachableError,
+    UnpicklableResultError,
+)
+from proxystore_parsl.proxies import (
+    Holds,
+    Scope,
+    counted_factory,
+    counted_proxy,
+    lend,
+    notice,
+)
 
 # The keyword argument that tells a worker which task it runs: what the names of the
 # objects start with that it stores. None: it stores nothing.
@@ -170,14 +187,20 @@ class Envelope:
     refs: tuple[Ref, ...] = ()
     escaped: tuple[Ref, ...] = ()
 
-    def open(self, leaf: Callable[[Ref], Any], holds: Holds | None = None) -> Any:
+    def open(
+        self,
+        leaf: Callable[[Ref], Any],
+        holds: Holds | None = None,
+        scope: Scope | None = None,
+    ) -> Any:
         """Return the result.
 
         Args:
             leaf: Gives what to put in the place of a large object, from its reference.
             holds: Of the objects in `escaped`, by id.
+            scope: Of the proxies of those.
         """
-        with lend(holds or {}):
+        with lend(holds or {}, scope):
             return _Unpickler(self.body, lambda i: leaf(self.refs[i])).load()
 
     def select(self, pick: Callable[[Any], Any]) -> Any:
@@ -235,10 +258,14 @@ def seal(value: Any, plan: Plan, task: str | None) -> Any:
         task: As `TASK` says.
 
     Raises:
-        Exception: Whatever pickling, unpickling or storing raises; then nothing is left
-            in the store.
+        UnpicklableResultError: It cannot be pickled and unpickled again. Nothing is left in
+            the store; neither is it with those below.
+        StoreUnreachableError: The store cannot be used here.
+        StorageFullError: There is no room in the store that the user has named.
     """
-    if is_plain(value, plan.threshold):
+    if isinstance(value, RemoteExceptionWrapper):
+        return value  # of Parsl's, for the caller to deal with
+    if is_plain(value, plan.threshold) and (plan.policy is None or type(value) in _NUMBERS):
         return value
     if task is not None:
         try:
@@ -252,9 +279,10 @@ def seal(value: Any, plan: Plan, task: str | None) -> Any:
 
 
 def _sealed(value: Any, plan: Plan, task: str | None) -> Envelope:
-    with notice() as noticed:
-        body, leaves = _dump(value if task is None else _split(value, plan.threshold, {}))
-        if task is not None and len(body) >= plan.threshold:
+    splitter = _Splitter(plan.threshold, plan.policy)
+    with notice() as noticed, _returned(value, plan.app):
+        body, leaves = _dump(value if task is None else splitter.split(value))
+        if task is not None and len(body) >= plan.threshold and not splitter.refused:
             body, leaves = _dump(_Leaf(value))
         _Unpickler(body, _nothing).load()
         refs = _store_leaves(leaves, plan, task)
@@ -266,61 +294,102 @@ def _nothing(number: int) -> None:
     return None
 
 
-def _split(value: Any, threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
-    """Return a value with a `_Leaf` in the place of each large object in its containers.
+@contextmanager
+def _returned(value: Any, app: str) -> Iterator[None]:
+    """Say of whatever fails here that it is a result which cannot travel."""
+    try:
+        yield
+    except (AppTimeout, ConnectorError, StoreUnreachableError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, SerializationError) else None
+        reason = cause or error
+        raise UnpicklableResultError(
+            app, get_object_path(type(value)), f"{type(reason).__name__}: {_text(reason)}"
+        ) from error
 
-    A container without leaves that is large is one itself. `done` keeps what was found
-    by identity, so that what is there twice stays one object; it also keeps that object.
+
+class _Splitter:
+    """Puts a `_Leaf` in the place of each large object in a result.
+
+    Args:
+        threshold: As for `Plan`.
+        policy: As for `Plan`.
+
+    Attributes:
+        refused: By identity: what is to travel by value, as the policy says, and the
+            containers it is in.
     """
-    if is_plain(value, threshold):
-        return value  # of which there may be a million in a list
-    if id(value) in done:
-        return done[id(value)][1]
-    new = _split_new(value, threshold, done)
-    done[id(value)] = value, new
-    return new
 
+    def __init__(self, threshold: int, policy: Callable[[Any], bool | None] | None) -> None:
+        self.refused: set[int] = set()
+        self._threshold = threshold
+        self._policy = policy
+        # By identity, so that what is there twice stays one object; and that object, which
+        # keeps the identity its own meanwhile.
+        self._done: dict[int, tuple[Any, Any]] = {}
 
-def _split_new(value: Any, threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
-    cls = type(value)
-    if issubclass(cls, Proxy):
-        return _split_proxy(value, threshold, done)
-    if cls in (list, tuple, dict) or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
-        done[id(value)] = value, value  # a container that holds itself stays one object
-        new = _rebuilt(value, threshold, done)
-        if new is not value:
-            return new
-    return _Leaf(value) if size_at_least(value, threshold) else value
+    def split(self, value: Any) -> Any:
+        """Return a value with leaves in its containers, or a leaf.
 
+        A container without leaves that is large is one itself.
+        """
+        if type(value) in _NUMBERS:
+            return value
+        if self._policy is None and is_plain(value, self._threshold):
+            return value  # of which there may be a million in a list
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        new = self._split_new(value)
+        self._done[id(value)] = value, new
+        return new
 
-def _rebuilt(value: Any, threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
-    cls = type(value)
-    items = list(value.values()) if cls is dict else list(value)
-    kinds = set(map(type, items))
-    if kinds <= _NUMBERS or (len(items) > _MANY and kinds <= _NUMBERS | _TEXT):
-        return value
-    new = [_split(item, threshold, done) for item in items]
-    if all(map(_same, new, items)):
-        return value
-    if cls is dict:
-        return dict(zip(value, new, strict=True))
-    return cls(*new) if hasattr(cls, "_fields") else cls(new)
+    def _split_new(self, value: Any) -> Any:
+        cls = type(value)
+        if issubclass(cls, Proxy):
+            return self._split_proxy(value)
+        wanted = None if self._policy is None else self._policy(value)
+        if wanted is not None:
+            if not wanted:
+                self.refused.add(id(value))
+            return _Leaf(value) if wanted else value
+        if cls in (list, tuple, dict) or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+            self._done[id(value)] = value, value  # one that holds itself stays one object
+            items = list(value.values()) if cls is dict else list(value)
+            new = self._rebuilt(value, items)
+            if not self.refused.isdisjoint(map(id, items)):
+                self.refused.add(id(value))
+                return new
+            if new is not value:
+                return new
+        return _Leaf(value) if size_at_least(value, self._threshold) else value
 
+    def _rebuilt(self, value: Any, items: list[Any]) -> Any:
+        cls = type(value)
+        kinds = set(map(type, items))
+        if kinds <= _NUMBERS or (len(items) > _MANY and kinds <= _NUMBERS | _TEXT):
+            return value
+        new = [self.split(item) for item in items]
+        if all(map(_same, new, items)):
+            return value
+        if cls is dict:
+            return dict(zip(value, new, strict=True))
+        return cls(*new) if hasattr(cls, "_fields") else cls(new)
 
-def _split_proxy(proxy: Proxy[Any], threshold: int, done: dict[int, tuple[Any, Any]]) -> Any:
-    factory = counted_factory(proxy)
-    if factory is None:
-        return proxy  # the user's own: it travels as it is
-    if is_resolved(proxy):
-        # The function may have changed its copy: what it returns is what it has made of it.
-        return _split(extract(proxy), threshold, done)
-    return _Leaf(factory.ref)
+    def _split_proxy(self, proxy: Proxy[Any]) -> Any:
+        factory = counted_factory(proxy)
+        if factory is None:
+            return proxy  # the user's own: it travels as it is
+        if is_resolved(proxy):
+            # The function may have changed its copy: what it returns is what it has made of it.
+            return self.split(extract(proxy))
+        return _Leaf(factory.ref)
 
 
 def _store_leaves(leaves: Sequence[_Leaf], plan: Plan, task: str | None) -> tuple[Ref, ...]:
     if not leaves:
         return ()
-    store = get_or_create_store(plan.store)
+    store = _open_store(plan.store, plan.app)
     attempt = uuid.uuid4().hex[:8]
     named = isinstance(store.connector, EnumerableConnector)
     stored: list[Ref] = []
@@ -331,7 +400,8 @@ def _store_leaves(leaves: Sequence[_Leaf], plan: Plan, task: str | None) -> tupl
                 refs.append(leaf.content)
                 continue
             name = f"{task}{attempt}.{number}" if named else None
-            stored.append(store_object(store, leaf.content, name=name))
+            with _reaching(plan.store, plan.app):
+                stored.append(store_object(store, leaf.content, name=name, digest=plan.digest))
             refs.append(stored[-1])
             if not _comes_back(leaf.content):
                 stored[-1].resolve()
@@ -352,6 +422,63 @@ def _comes_back(obj: Any) -> bool:
         return True
     is_array = (cls.__module__, cls.__name__) == ("numpy", "ndarray")
     return is_array and not obj.dtype.hasobject
+
+
+# -- the store, as a worker sees it
+
+
+def _open_store(config: StoreConfig, app: str) -> Store[Any]:
+    try:
+        return get_or_create_store(config)
+    except AppTimeout:
+        raise
+    except Exception as error:
+        # A connector that is not installed here, options it does not take, a missing
+        # directory, no server: to the user it is all the same.
+        raise _unreachable(config, app, error) from error
+
+
+@contextmanager
+def _reaching(config: StoreConfig, app: str) -> Iterator[None]:
+    try:
+        yield
+    except (StorageFullError, ForeignObjectError):
+        raise  # they say what is to be done
+    except ConnectorError as error:
+        raise _unreachable(config, app, error) from error
+
+
+def _unreachable(config: StoreConfig, app: str, error: Exception) -> StoreUnreachableError:
+    reason = f"{type(error).__name__}: {_text(error)}"
+    return StoreUnreachableError(app, _worker(), _place(config), reason)
+
+
+def _worker() -> str:
+    rank = os.environ.get("PARSL_WORKER_RANK")
+    name = "process" if rank is None else f"worker {rank}, process"
+    return f"host {socket.gethostname()} ({name} {os.getpid()})"
+
+
+def _place(config: StoreConfig) -> str:
+    return f"store {config.name!r} ({config.connector!r})"
+
+
+def fetched(ref: Ref, app: str) -> Any:
+    """Return an object that a task was given; called on the worker.
+
+    Raises:
+        ObjectLostError: It is gone; a `ProxyResolveMissingKeyError`.
+        StoreUnreachableError: The store cannot be used here.
+    """
+    config = ref.factory.store_config
+    _open_store(config, app)
+    try:
+        with _reaching(config, app):
+            return ref.resolve()
+    except ProxyResolveMissingKeyError as error:
+        raise ObjectLostError(
+            error.key, error.store_type, error.store_name, _worker(), _place(config)
+        ) from None
 
 
 # -- exceptions
@@ -415,7 +542,7 @@ class Failure(RemoteExceptionWrapper):
 def _timeout_behind(error: Exception) -> Exception:
     """Return the end of the walltime if it came in the middle of a fetch, else `error`."""
     cause: BaseException | None = error
-    while isinstance(cause, (SerializationError, ProxyResolveError)):
+    while isinstance(cause, (SerializationError, ProxyResolveError, UnpicklableResultError)):
         cause = cause.__cause__
     return cause if isinstance(cause, AppTimeout) else error
 
@@ -440,6 +567,8 @@ class Plan:
         threshold: From which size on, in bytes.
         arguments: As for `StoreApps`.
         embedded: The store is one that the user has not named.
+        policy: As for `StoreApps`.
+        digest: Whether references to large results say what their content is.
     """
 
     app: str
@@ -447,6 +576,8 @@ class Plan:
     threshold: int
     arguments: Literal["value", "proxy"] = "value"
     embedded: bool = False
+    policy: Callable[[Any], bool | None] | None = None
+    digest: bool = True
 
 
 class LocalTask:
@@ -481,10 +612,30 @@ class Task:
         task = kwargs.pop(TASK)
         # What stays out of the store must not refer to it either.
         by_value = self.plan.arguments == "value" or task is None
+        leaf = functools.partial(fetched, app=self.plan.app) if by_value else counted_proxy
         try:
-            args, kwargs = opened(args, kwargs, Ref.resolve if by_value else counted_proxy)
+            args, kwargs = opened(args, kwargs, leaf)
             return seal(self.function(*args, **kwargs), self.plan, task)
         except Exception as error:  # noqa: BLE001 - as Parsl does: it is the app's outcome
+            return Failure.of(error, self.plan.app)
+
+
+def is_ours(function: Any) -> bool:
+    """Say whether what an executor is given is a `Task`, or Parsl's wrapper of one."""
+    return isinstance(getattr(function, "plan", None), Plan)
+
+
+class TaskOfExecutor(Task):
+    """What an executor was given, which Parsl has made of the user's function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what it returns, sealed; its exceptions are in that, as Parsl has them."""
+        result = super().__call__(*args, **kwargs)
+        if type(result) is not RemoteExceptionWrapper:
+            return result
+        try:
+            raise result.get_exception()
+        except Exception as error:  # noqa: BLE001 - the app's outcome
             return Failure.of(error, self.plan.app)
 
 
@@ -528,7 +679,10 @@ class CommandTask(LocalTask):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the command line."""
         try:
-            return super().__call__(*args, **kwargs)
+            args, kwargs = opened(
+                args, kwargs, functools.partial(fetched, app=self.function.__name__)
+            )
+            return self.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - as Parsl does: it is the app's outcome
             failure = Failure.of(error, self.function.__name__)
         # Parsl makes errors of its own from some types, and sends the others as they are.
@@ -565,16 +719,3 @@ def opened(
         tuple(replaced(arg, swap) for arg in args),
         {name: replaced(arg, swap) for name, arg in kwargs.items()},
     )
-
-
-# -- memoization: the same content is the same argument
-
-
-@id_for_memo.register(Ref)
-def _memo_id_of_ref(ref: Ref, output_ref: bool = False) -> bytes:
-    return (ref.digest or repr(ref.id)).encode()
-
-
-@id_for_memo.register(Envelope)
-def _memo_id_of_envelope(envelope: Envelope, output_ref: bool = False) -> bytes:
-    return envelope.body + b"".join(map(_memo_id_of_ref, envelope.refs))

@@ -33,7 +33,7 @@ from parsl.providers import LocalProvider
 
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, unregister_store
-from proxystore_parsl import StoreApps
+from proxystore_parsl import StoreApps, with_store
 
 # Arrays of 20,000 floats are large, and what Parsl sends for a task without them is not.
 THRESHOLD = 50_000
@@ -115,6 +115,28 @@ def _start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
 def kernel(start: Callable[..., DataFlowKernel]) -> Iterator[DataFlowKernel]:
     """A DataFlowKernel with workers elsewhere and here, for tests that leave it as it was."""
     kernel = start(new_executor("far"), ThreadPoolExecutor(label="near", max_threads=2))
+    yield kernel
+    kernel.cleanup()
+
+
+@pytest.fixture(scope="session")
+def session_objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Objects]:
+    """The store of `wired`; see `wired_objects`."""
+    objects = Objects(tmp_path_factory.mktemp("session") / "objects")
+    yield objects
+    unregister_store(objects.store)
+
+
+@pytest.fixture(scope="session")
+def wired_apps(session_objects: Objects) -> StoreApps:
+    """What the executor of `wired` works with."""
+    return StoreApps(session_objects.store, threshold=THRESHOLD)
+
+
+@pytest.fixture(scope="session")
+def wired(start: Callable[..., DataFlowKernel], wired_apps: StoreApps) -> Iterator[DataFlowKernel]:
+    """A DataFlowKernel with an executor that has a store of its own, and one that has none."""
+    kernel = start(with_store(new_executor("wired"), wired_apps), new_executor("plain"))
     yield kernel
     kernel.cleanup()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import Future
 
 import numpy as np
@@ -27,9 +29,11 @@ from parsl_tasks import (
     through_the_c_api,
     total,
     total_of_all,
+    wait_for,
     write_total,
 )
 
+from proxystore.proxy import is_resolved
 from proxystore.workflow import UnpicklableArgumentError
 from proxystore_parsl import StoreApps
 
@@ -106,6 +110,33 @@ class TestWhatArrives:
         assert app(total)(mine).result() == array.sum()
         assert len(objects) == 1  # the user's objects are the user's to evict
         objects.store.evict(mine.__proxy_factory__.key)
+
+    def test_a_proxy_of_unknown_class_is_not_resolved_on_its_way(self, app, objects, array):
+        """Parsl, which looks at arguments, resolves it here, and waits for what is promised."""
+        bare, promised = (
+            objects.store.proxy_from_key(objects.store.put(array)),
+            objects.store.future(),
+        )
+        pending = promised.proxy()
+        waiting = app(total)(pending)
+        assert app(is_unresolved_proxy)(bare).result() is True
+        assert app(total)(bare).result() == array.sum()
+        promised.set_result(array + 1)
+        assert waiting.result() == array.sum() + len(array)
+        assert [is_resolved(bare), is_resolved(pending)] == [False, False]
+        for proxy in (bare, pending):
+            objects.store.evict(proxy.__proxy_factory__.key)
+
+    def test_an_argument_does_not_stay_in_memory(self, app, objects, tmp_path):
+        array = np.arange(20_000.0)
+        gone = weakref.ref(array)
+        future = app(wait_for)(str(tmp_path / "go"), array)
+        del array
+        gc.collect()
+        assert gone() is None
+        assert not future.done()
+        (tmp_path / "go").touch()
+        assert np.array_equal(future.result(), np.arange(20_000.0))
 
 
 @pytest.mark.usefixtures("small_messages")

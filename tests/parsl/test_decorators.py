@@ -104,9 +104,9 @@ class TestStore:
             again = eval(repr(apps), {**names, "ConnectorConfig": ConnectorConfig})
             assert repr(again) == repr(apps)
             unregister_store(store)
-        assert repr(StoreApps()) == (
-            "StoreApps(store=None, threshold=131072, arguments='value', results='proxy')"
-        )
+        again = eval(repr(StoreApps()), {"StoreApps": StoreApps})
+        assert repr(again) == repr(StoreApps())
+        assert "threshold=131072" in repr(again)
 
     def test_toml(self, tmp_path):
         path = tmp_path / "store.toml"
@@ -146,4 +146,4 @@ assert threading.active_count() == 1, threading.enumerate()
 print(proxystore_parsl.default_apps())
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert run.stdout.startswith("StoreApps(store=None, ")
+    assert "store=None" in run.stdout

@@ -110,7 +110,7 @@ def test_leave_nothing(run):
         print(norm(points).result() + norm(same(points)).result())
         pending = wait(points)
     print(type(pending.exception()).__name__)
-    print(default_apps())
+    print(default_apps().store)
 """
     )
     assert kind == "True Proxy"  # though the program's classes are not importable elsewhere
@@ -125,7 +125,7 @@ def test_killed_is_swept_by_the_next_one(run):
         """
     kernel = load()
     kept = same(np.ones(100_000)).result()
-    print(default_apps(), flush=True)
+    print(default_apps().store, flush=True)
     import psutil
     for child in psutil.Process().children(recursive=True):
         child.kill()

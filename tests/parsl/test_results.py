@@ -35,10 +35,9 @@ from parsl_tasks import (
 )
 
 from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
-from proxystore.serialize import SerializationError
 from proxystore.store import Store, unregister_store
 from proxystore.store.exceptions import ProxyResolveMissingKeyError
-from proxystore_parsl import RemoteTaskError, StoreApps
+from proxystore_parsl import RemoteTaskError, StoreApps, UnpicklableResultError
 
 pytestmark = pytest.mark.parsl
 
@@ -200,8 +199,11 @@ class TestTheFuture:
 
 class TestWhatCannotComeBack:
     def test_small_and_fails_to_unpickle(self, app):
-        with pytest.raises(RuntimeError, match="unpickling fails"):
+        with pytest.raises(UnpicklableResultError, match="unpickling fails") as caught:
             app(give_what_fails_to_unpickle)(10).result()
+        assert caught.value.app == "give_what_fails_to_unpickle"
+        assert caught.value.type_name == "parsl_tasks.FailsToUnpickle"
+        assert isinstance(caught.value.__cause__, RuntimeError)
         # It is known where it was made, not only where it is used.
         error = app(identity)(app(give_what_fails_to_unpickle)(10)).exception()
         assert isinstance(error, DependencyError)
@@ -218,7 +220,7 @@ class TestWhatCannotComeBack:
         apps = StoreApps(store, threshold="50 kB")
         options = {"data_flow_kernel": kernel, "executors": ["far"]}
         both = apps.python_app(give_what_fails_to_unpickle_and_more, **options)
-        assert isinstance(both(100_000).exception(), SerializationError)
+        assert isinstance(both(100_000).exception(), UnpicklableResultError)
         assert list((tmp_path / "plain").iterdir()) == []
         make, add = (apps.python_app(each, **options) for each in (ones, total))
         assert add(make(20_000)).result() == 20_000
@@ -227,8 +229,9 @@ class TestWhatCannotComeBack:
         unregister_store(store)
 
     def test_cannot_be_pickled(self, app):
-        with pytest.raises(TypeError, match="stays where it is"):
+        with pytest.raises(UnpicklableResultError, match="stays where it is") as caught:
             app(give_what_cannot_be_pickled)().result()
+        assert "app 'give_what_cannot_be_pickled' has returned a builtins.list" in str(caught.value)
 
     def test_class_that_only_the_worker_knows(self, app):
         def make():

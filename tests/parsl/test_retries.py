@@ -10,6 +10,7 @@ import pytest
 from parsl_tasks import die_between_results_once, die_once, fail, fail_once, ones, total, wait_for
 
 from proxystore.store.exceptions import ProxyResolveMissingKeyError
+from proxystore_parsl import ObjectLostError
 
 pytestmark = pytest.mark.parsl
 
@@ -90,5 +91,6 @@ def test_handler_sees_what_went_wrong(apps, app, kernel, array, objects, monkeyp
     kept = apps.put(array)
     objects.store.evict(kept.__proxy_factory__.key)
     error = app(total)(kept).exception()
+    assert isinstance(error, ObjectLostError)
     assert isinstance(error, ProxyResolveMissingKeyError)
-    assert [type(each) for each in seen] == [ProxyResolveMissingKeyError]
+    assert [type(each) for each in seen] == [ObjectLostError]

@@ -54,7 +54,7 @@ def test_round_trips(store, obj):
 
 @pytest.mark.parametrize("obj", ["text", (1, 2)], ids=["str", "tuple"])
 def test_a_policy_that_would_never_come_to_an_end_is_refused(store, obj):
-    # defects.md 54
+    # compat.md, row 54
     with pytest.raises(NonProxiableTypeError, match="leave small ones alone"):
         serializer_for(store, type(obj)).serialize([obj])
     assert count(store) <= 1

@@ -371,3 +371,43 @@ def test_threshold_zero_takes_everything_that_is_data(ledger):
     assert [type(x) for x in packed.args] == [Ref, Ref, int, type(None)]
     assert unpack(packed.args) == ("x", [], 1, None)
     packed.release()
+
+
+class TestPolicy:
+    @staticmethod
+    def packer(ledger, **answers):
+        return Packer(
+            ledger,
+            threshold=THRESHOLD,
+            policy=lambda obj: answers.get(type(obj).__name__),
+        )
+
+    def test_comes_before_the_size(self, ledger):
+        packer = self.packer(ledger, str=False, ndarray=True)
+        packed = packer.pack(("a" * 5000, np.zeros(1), LARGE, b"b" * 5000, 1), {})
+        assert [type(arg) for arg in packed.args] == [str, Ref, Ref, Ref, int]
+
+    def test_what_is_to_stay_keeps_its_containers(self, ledger):
+        packer = self.packer(ledger, str=False)
+        value = {"a": ["x" * 5000, LARGE], "b": ["x" * 5000]}
+        (packed,) = packer.pack((value,), {}).args
+        assert packed["b"] == value["b"]
+        assert packed["a"][0] == "x" * 5000
+        assert type(packed["a"][1]) is Ref
+
+    def test_may_want_a_container_whole(self, ledger):
+        packed = self.packer(ledger, tuple=True).pack(((1, 2), [3]), {})
+        assert [type(arg) for arg in packed.args] == [Ref, list]
+        assert packed.args[0].resolve() == (1, 2)
+
+
+def test_without_a_digest_nothing_is_looked_for(ledger):
+    packer = Packer(ledger, threshold=THRESHOLD, digest=False)
+    first, second = packer.pack((LARGE, LARGE.copy()), {}).holds
+    assert first.ref != second.ref
+    assert first.ref.digest == ""
+    assert (ledger.stats.puts, ledger.stats.reused) == (2, 0)
+    first.release()
+    ledger.flush()
+    assert not first.ref.exists()
+    assert np.array_equal(second.ref.resolve(), LARGE)

@@ -148,10 +148,20 @@ class Ledger:
         """
         return self.hold_dumped(self.store.dump(obj), frames.type_name(obj))
 
-    def hold_dumped(self, data: Any, type_name: str) -> Hold:
-        """As `hold`, for what `Store.dump` returned."""
+    def hold_dumped(self, data: Any, type_name: str, *, digest: bool = True) -> Hold:
+        """As `hold`, for what `Store.dump` returned.
+
+        Args:
+            data: What `Store.dump` returned.
+            type_name: As for `Ref`.
+            digest: False: do not look whether the content is there already.
+        """
         self._check_usable()
-        digest = digest_of(data)
+        if not digest:
+            return self._store(data, None, type_name)
+        return self._hold_content(data, digest_of(data), type_name)
+
+    def _hold_content(self, data: Any, digest: str, type_name: str) -> Hold:
         while True:
             with self._lock:
                 entry = self._by_digest.get(digest)
@@ -170,10 +180,10 @@ class Ledger:
                 arrived = self._arriving.pop(digest)
             arrived.set_result(None)
 
-    def _put(self, data: Any, type_name: str) -> Ref:
+    def _put(self, data: Any, type_name: str, *, digest: bool) -> Ref:
         for wait in _WAITS_FOR_ROOM:
             try:
-                return ref_to(self.store, data, type_name)
+                return ref_to(self.store, data, type_name, digest=digest)
             except StorageFullError:  # noqa: PERF203 - four times at most
                 # What was released a moment ago may be on its way out, through the reaper
                 # or, where another process evicts, through that.
@@ -181,10 +191,10 @@ class Ledger:
                 if not self._stats.unneeded:
                     raise
                 time.sleep(wait)
-        return ref_to(self.store, data, type_name)
+        return ref_to(self.store, data, type_name, digest=digest)
 
-    def _store(self, data: Any, digest: str, type_name: str) -> Hold:
-        ref = self._put(data, type_name)
+    def _store(self, data: Any, digest: str | None, type_name: str) -> Hold:
+        ref = self._put(data, type_name, digest=digest is not None)
         try:
             if self._on_stored is not None:
                 self._on_stored(ref)
@@ -199,7 +209,9 @@ class Ledger:
             )
             if not self._closed:
                 entry = _Entry(ref, digest)
-                self._by_digest[digest] = self._by_id[ref.id] = entry
+                self._by_id[ref.id] = entry
+                if digest is not None:
+                    self._by_digest[digest] = entry
                 return self._hold(entry)
         self._unneeded(ref)  # closed meanwhile: nobody else would give it up
         raise self._is_closed()

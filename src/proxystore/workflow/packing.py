@@ -132,6 +132,10 @@ def _never(obj: Any) -> bool:
     return False
 
 
+def _by_size(obj: Any) -> None:
+    return None
+
+
 class Packer:
     """Replaces large objects in calls by references. Thread-safe.
 
@@ -142,6 +146,9 @@ class Packer:
             are (futures, files, nodes of its graph).
         carries: Asked about an object that neither pickle nor cloudpickle takes:
             whether the framework can send it nevertheless.
+        policy: Asked about an object before its size is: whether it is to be replaced.
+            None: that depends on its size.
+        digest: Whether content that is there already is found, and not stored again.
     """
 
     def __init__(
@@ -151,11 +158,15 @@ class Packer:
         threshold: int,
         is_native: Callable[[Any], bool] = _never,
         carries: Callable[[Any], bool] = _never,
+        policy: Callable[[Any], bool | None] = _by_size,
+        digest: bool = True,
     ) -> None:
         self.ledger = ledger
         self.threshold = threshold
         self._is_native = is_native
         self._carries = carries
+        self._policy = policy
+        self._digest = digest
 
     def pack(
         self,
@@ -184,7 +195,7 @@ class Packer:
             ConnectorError: Storing failed; what this call had stored is released. (What
                 does not fit into the embedded store stays in the call, with a warning.)
         """
-        walk = _Walk(self.threshold, self._is_native, self._carries)
+        walk = _Walk(self.threshold, self._is_native, self._carries, self._policy)
         planned = [walk.plan(arg, i).node for i, arg in enumerate(args, start=1)]
         named = {name: walk.plan(arg, name).node for name, arg in kwargs.items()}
         if not walk.leaves:
@@ -219,7 +230,8 @@ class Packer:
         if isinstance(leaf.obj, Ref):
             return leaf.obj
         try:
-            hold = self.ledger.hold_dumped(leaf.data, frames.type_name(leaf.obj))
+            name = frames.type_name(leaf.obj)
+            hold = self.ledger.hold_dumped(leaf.data, name, digest=self._digest)
         except StorageFullError as error:
             if not is_embedded(self.ledger.store):
                 raise
@@ -249,11 +261,13 @@ class _Walk:
         threshold: int,
         is_native: Callable[[Any], bool],
         carries: Callable[[Any], bool],
+        policy: Callable[[Any], bool | None],
     ) -> None:
         self.leaves: list[_Leaf] = []
         self._threshold = threshold
         self._is_native = is_native
         self._carries = carries
+        self._policy = policy
         # By identity, with the object, which keeps the identity its own meanwhile.
         self._seen: dict[int, tuple[Any, _Leaf]] = {}
         self._inside: set[int] = set()
@@ -267,6 +281,9 @@ class _Walk:
             return self._proxy(obj, position)
         if self._is_native(obj):
             return _Plan(obj, storable=False)
+        wanted = self._policy(obj)
+        if wanted is not None:
+            return self._leaf(obj, position) if wanted else _Plan(obj, storable=False)
         cls = type(obj)
         if cls is dict or cls is list or cls is tuple or _is_named_tuple(cls):
             return self._container(obj, position)
@@ -305,7 +322,8 @@ class _Walk:
     def _container(self, obj: Any, position: int | str) -> _Plan:
         mapping = type(obj) is dict
         items = list(obj.values()) if mapping else list(obj)
-        if are_small(items):
+        has_text = self._policy is not _by_size and str in map(type, items)
+        if are_small(items) and not has_text:
             # Nothing to be replaced in it. And a million items, as one object, take a
             # moment to look at; one by one they would take a second.
             return self._whole(obj, position)

@@ -31,7 +31,7 @@ class Ref:
 
     Attributes:
         factory: Gets the object, in any process that can reach the store.
-        digest: 32 hexadecimal digits, equal for equal content.
+        digest: 32 hexadecimal digits, equal for equal content. Empty: not known.
         nbytes: Length of what is stored, in bytes.
         type_name: ``module.qualname`` of the object's class.
     """
@@ -116,16 +116,33 @@ class ProxyRef(Ref):
         return super().proxy() if self.type_name else Proxy(self.factory)
 
 
-def ref_to(store: Store[Any], data: Any, type_name: str, *, name: str | None = None) -> Ref:
-    """Store what `Store.dump` returned and return a reference to it."""
-    digest, nbytes = digest_of(data), frames_size(data)
+def ref_to(
+    store: Store[Any],
+    data: Any,
+    type_name: str,
+    *,
+    name: str | None = None,
+    digest: bool = True,
+) -> Ref:
+    """Store what `Store.dump` returned and return a reference to it.
+
+    Args:
+        store: Where to.
+        data: What `Store.dump` returned.
+        type_name: As for `Ref`.
+        name: That of `Store.put_dumped`.
+        digest: False: leave it empty, which saves a look at all of the content.
+    """
+    found, nbytes = digest_of(data) if digest else "", frames_size(data)
     key = store.put_dumped(data, name=name)
-    return Ref(StoreFactory(key, store.config()), digest, nbytes, type_name)
+    return Ref(StoreFactory(key, store.config()), found, nbytes, type_name)
 
 
-def store_object(store: Store[Any], obj: Any, *, name: str | None = None) -> Ref:
-    """Store an object and return a reference to it; `name` is that of `Store.put_dumped`."""
-    return ref_to(store, store.dump(obj), frames.type_name(obj), name=name)
+def store_object(
+    store: Store[Any], obj: Any, *, name: str | None = None, digest: bool = True
+) -> Ref:
+    """Store an object and return a reference to it; other arguments are those of `ref_to`."""
+    return ref_to(store, store.dump(obj), frames.type_name(obj), name=name, digest=digest)
 
 
 def digest_of(data: Any) -> str:
