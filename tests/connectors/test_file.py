@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 
@@ -17,13 +20,25 @@ import numpy as np
 import pytest
 
 from proxystore.connectors import file as file_module
-from proxystore.connectors.exceptions import StorageFullError, StoreDirectoryError
+from proxystore.connectors.exceptions import (
+    StorageFullError,
+    StoreDirectoryError,
+    UnexpectedFileError,
+)
 from proxystore.connectors.file import FileConnector, FileKey
+from proxystore.proxy import Proxy
 from proxystore.serialize import frames
 from proxystore.store import Store
 from proxystore.testing import check_connector
 
 LARGE = 5_000_000
+
+
+class Unresolvable:
+    """Makes no target: who resolves the proxy gets another error than the test waits for."""
+
+    def __call__(self):
+        raise AssertionError("it was resolved")
 
 
 @pytest.mark.parametrize("mmap", [True, False])
@@ -103,6 +118,60 @@ def test_objects_are_not_copied_on_their_way(tmp_path, how):
         assert get < 0.08
     else:
         assert 0.9 < get < 1.1, "the memory it is read into, which shows that this measures"
+
+
+MANY = """
+import os, resource, subprocess, sys
+import numpy as np
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
+
+in_use = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+with Store("many", FileConnector(sys.argv[1]), cache_size=0) as store:
+    keys = store.put_batch([np.full(9000, i) for i in range(1000)])
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(in_use)]
+    arrays = store.get_batch(keys)
+    arrays += [store.get(key) for key in keys]
+    assert [array[-1] for array in arrays] == [*range(1000)] * 2
+    arrays[0][0] = arrays[-1][0] = -1  # they can be written to, each by itself
+    assert store.get(keys[0])[0] == 0 and store.get(keys[-1])[0] == 999
+    for fd in held:
+        os.close(fd)
+    mapped = len(set(line.split()[-1] for line in open("/proc/self/maps") if sys.argv[1] in line))
+    assert subprocess.run(["true"]).returncode == 0
+    del arrays
+    one = store.get(keys[500])
+    assert keys[500].filename in open("/proc/self/maps").read(), "mapped again when there is room"
+    print(mapped)
+"""
+
+
+@pytest.mark.parametrize(("in_use", "fewest", "most"), [(0, 100, 128), (240, 1, 16)])
+def test_more_objects_can_be_had_than_files_opened(tmp_path, in_use, fewest, most):
+    run = subprocess.run(
+        [sys.executable, "-c", MANY, str(tmp_path / "objects"), str(in_use)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    if file_module._TRACKS_FILES:
+        assert fewest <= int(run.stdout) <= most
+
+
+def test_where_no_more_can_be_mapped_objects_are_read(tmp_path, monkeypatch):
+    connector = FileConnector(tmp_path, mmap=True)
+    key = connector.put(b"x" * LARGE)
+
+    def mmap(*args, **options):
+        raise OSError(errno.ENOMEM, "no more mappings")
+
+    monkeypatch.setattr(file_module.mmap, "mmap", mmap)
+    data = connector.get(key)
+    data[0] = 0
+    assert bytes(data[1:]) == b"x" * (LARGE - 1)
+    assert connector.get(key)[0] == ord("x")
 
 
 def test_readers_see_whole_objects_while_one_is_replaced(tmp_path):
@@ -211,18 +280,42 @@ def test_a_full_disk_leaves_nothing_and_says_how_much_is_missing(tmp_path, small
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), OSError)
 
 
+@pytest.mark.parametrize("small_disk", ["size=1m", "nr_inodes=10"], indirect=True)
+def test_on_a_full_disk_a_claim_says_that_it_is_the_claim(small_disk):
+    connector = FileConnector(small_disk, clear=False)
+    key = connector.put(b"x")
+    with pytest.raises(StorageFullError, match="the object needs"):
+        fill(connector)
+    with pytest.raises(StorageFullError, match="for a claim on an object: it needs") as caught:
+        connector.claim(key, "me" * 50, 60)
+    assert 100 <= caught.value.needed < 150
+    assert caught.value.what == "claim"
+    assert "acknowledged, here or elsewhere" in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert not [name for name in os.listdir(small_disk) if "claim" in name]
+    connector.close()
+
+
+def fill(connector):
+    for _ in range(1000):
+        connector.put(bytes(4096))
+
+
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB where this user may mount one; else a limit on file size."""
+def small_disk(tmp_path, request):
+    """A file system of 1 MiB, or what the parameter says, where this user may mount one."""
     path = tmp_path / "small"
     path.mkdir()
+    options = getattr(request, "param", "size=1m")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(path)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"{options},mode=700", "tmpfs", str(path)],
+        capture_output=True,
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs to be root")
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    # Lazily: after a test that has failed, its connector may still have the directory open.
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def test_close_deletes_only_objects(tmp_path):
@@ -244,6 +337,175 @@ def test_a_disowned_connector_deletes_nothing_unless_told_to(tmp_path):
     assert creator.exists(key)
     guest.close(clear=True)
     assert not creator.exists(key)
+
+
+ANOTHER = """
+import sys
+from proxystore.connectors.file import FileConnector
+connector = FileConnector(sys.argv[1])
+print("open", flush=True)
+for line in sys.stdin:
+    connector.close()
+    print("closed", flush=True)
+"""
+
+
+class Another:
+    """Another process that has the directory open."""
+
+    def __init__(self, directory):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ANOTHER, directory],
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+        )
+        assert self.process.stdout.readline() == "open\n"
+
+    def close(self):
+        self.process.stdin.write("close\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "closed\n"
+
+    def end(self):
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def another(tmp_path):
+    process = Another(tmp_path / "store")
+    yield process
+    process.end()
+
+
+def test_the_last_process_to_close_clears_and_no_other(tmp_path):
+    first = FileConnector(tmp_path / "store")
+    another = Another(first.store_dir)
+    key = first.put(b"x")
+    first.close()
+    first.close()  # and again: it is none the later
+    assert first.exists(key), "another process uses it"
+    another.close()
+    assert not os.path.exists(first.store_dir)
+    another.end()
+
+
+def test_it_does_not_matter_who_opened_the_directory_first(tmp_path, another):
+    last = FileConnector(tmp_path / "store")
+    key = last.put(b"x")
+    another.close()
+    another.close()
+    assert last.exists(key)
+    last.close()
+    assert not os.path.exists(last.store_dir)
+
+
+def test_a_process_that_was_killed_has_nothing_open(tmp_path, another):
+    connector = FileConnector(tmp_path / "store")
+    another.process.kill()
+    another.process.wait()
+    connector.close()
+    assert not os.path.exists(connector.store_dir)
+
+
+def test_a_process_counts_as_long_as_one_of_its_connectors_is_open(tmp_path, another):
+    one, two = (FileConnector(tmp_path / "store") for _ in range(2))
+    key = one.put(b"x")
+    one.close()
+    another.close()
+    assert two.exists(key), "it is open here"
+    two.close()
+    assert not os.path.exists(two.store_dir)
+
+
+def test_told_to_clear_it_does_whoever_has_the_directory_open(tmp_path, another):
+    connector = FileConnector(tmp_path / "store")
+    key = connector.put(b"x")
+    connector.close(clear=True)
+    assert not connector.exists(key)
+
+
+def test_a_guest_holds_nobody_up(tmp_path, another):
+    guest = FileConnector(tmp_path / "store")
+    guest.disown()
+    another.close()
+    assert not os.path.exists(guest.store_dir)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_of_several_that_close_at_once_one_clears(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+
+    def open_and_close():
+        for i in range(25):
+            connector = FileConnector(tmp_path / str(i))
+            connector.put(b"x")
+            barrier.wait(30)
+            connector.close()
+
+    processes = [context.Process(target=open_and_close) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert os.listdir(tmp_path) == []
+
+
+def test_who_opens_a_directory_that_is_being_cleared_waits_and_makes_it_anew(tmp_path):
+    directory = tmp_path / "store"
+    directory.mkdir()
+    fd = os.open(directory, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as another process does meanwhile
+    found = []
+
+    def use():
+        connector = FileConnector(directory)
+        found.append(connector.get(connector.put(b"x")))
+        connector.close()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    directory.rmdir()
+    os.close(fd)
+    thread.join(30)
+    assert found == [b"x"]
+
+
+ORPHANED = """
+import os, signal, sys
+from proxystore.connectors.file import FileConnector
+connector = FileConnector(sys.argv[1])
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_forked_child_keeps_nothing_open_when_its_parent_is_killed(tmp_path):
+    command = [sys.executable, "-c", ORPHANED, tmp_path / "store"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"here\n"
+        parent.wait()
+        FileConnector(tmp_path / "store").close()
+        assert not os.path.exists(tmp_path / "store")
+
+
+@pytest.mark.parametrize("refused", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_where_there_are_no_such_locks_who_made_a_connector_clears(tmp_path, monkeypatch, refused):
+    real = fcntl.flock
+
+    def flock(fd, operation):
+        if operation & refused:
+            raise OSError(errno.EBADF, "as of NFS")
+        real(fd, operation)
+
+    monkeypatch.setattr(file_module.fcntl, "flock", flock)
+    with FileConnector(tmp_path / "store") as connector:
+        connector.put(b"x")
+    assert not os.path.exists(connector.store_dir)
 
 
 def _close(connector):
@@ -298,18 +560,99 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
         FileConnector(tmp_path / "file" / "store")
 
 
-def test_a_directory_that_vanishes_while_it_is_opened_is_made_again(tmp_path, monkeypatch):
-    real, looks = os.access, []
+@pytest.mark.parametrize("name", ["stat", "open"])
+def test_a_directory_that_vanishes_while_it_is_opened_is_made_again(tmp_path, monkeypatch, name):
+    real, looks = getattr(os, name), []
 
-    def access(path, mode):
-        if not looks:
-            os.rmdir(path)  # as who closes another connector there does
-        looks.append(path)
-        return real(path, mode)
+    def look(path, *args, **options):
+        if path == str(tmp_path / "store") and os.path.lexists(path):
+            looks.append(path)
+            if len(looks) == 1:
+                os.rmdir(path)  # as who closes another connector there does
+        return real(path, *args, **options)
 
-    monkeypatch.setattr(file_module.os, "access", access)
+    monkeypatch.setattr(file_module.os, name, look)
     connector = FileConnector(tmp_path / "store")
     assert connector.exists(connector.put(b"x"))
+    assert looks
+
+
+# -- directories of all kinds
+
+
+@pytest.mark.parametrize("empty", ["", b""])
+def test_no_directory_is_refused(empty):
+    with pytest.raises(ValueError, match=r"store_dir is empty .*not set"):
+        FileConnector(empty)
+
+
+def test_the_users_home_and_bytes_are_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/store", b"~/store", os.fsencode(tmp_path / "store")):
+        with FileConnector(path) as connector:
+            assert connector.store_dir == str(tmp_path / "store")
+            assert connector.exists(connector.put(b"x"))
+
+
+READ_ONLY = """
+import os, sys
+from proxystore.connectors.exceptions import StoreDirectoryError
+from proxystore.connectors.file import FileConnector, FileKey
+user = int(sys.argv[3])
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+with FileConnector(sys.argv[1]) as connector:
+    key = FileKey(sys.argv[2])
+    assert connector.get(key) == b"x" and connector.exists(key) and list(connector.keys()) == [key]
+    try:
+        connector.put(b"y")
+    except StoreDirectoryError as error:
+        assert "it cannot be written to (" in str(error), error
+    else:
+        raise AssertionError("it could")
+assert connector.exists(key), "what cannot be deleted stays, and is no error"
+try:
+    FileConnector(sys.argv[1] + "/none/here")
+except StoreDirectoryError:
+    pass
+else:
+    raise AssertionError("it could be made")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="being another user needs to be root")
+@pytest.mark.parametrize("how", ["mode", "root's", "mount"])
+def test_a_directory_that_cannot_be_written_to_can_be_read(how):
+    directory = tempfile.mkdtemp(dir="/tmp")  # which all may enter
+    connector = FileConnector(directory, clear=False)
+    key = connector.put(b"x")
+    connector.close()
+    os.chmod(f"{directory}/{key.filename}", 0o444)
+    user = 12345
+    if how == "mode":
+        os.chown(directory, user, user)
+        os.chown(f"{directory}/{key.filename}", user, user)
+        os.chmod(directory, 0o555)
+    elif how == "root's":
+        os.chmod(directory, 0o755)
+    else:
+        user = 0
+        for options in (["--bind", directory], ["-o", "remount,bind,ro"]):
+            done = subprocess.run(["mount", *options, directory], capture_output=True)
+            if done.returncode:
+                pytest.skip("mounting needs more than to be root")
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, directory, key.filename, str(user)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+    finally:
+        if how == "mount":
+            subprocess.run(["umount", directory], check=True)
+        shutil.rmtree(directory)
 
 
 def test_new_directories_are_private(tmp_path):
@@ -330,6 +673,55 @@ def test_keys_cannot_name_files_elsewhere(tmp_path, name):
     for method in (connector.get, connector.evict, connector.exists):
         with pytest.raises(ValueError, match="outside"):
             method(FileKey(name))
+
+
+@pytest.mark.parametrize("key", ["a-name", None, 5, b"x", ["a"], (), (5,), "a proxy"])
+def test_what_is_no_key_is_refused_and_not_looked_into(tmp_path, key):
+    if key == "a proxy":  # not among the parameters: pytest would resolve it
+        key = Proxy(Unresolvable())
+    connector = FileConnector(tmp_path)
+    uses = [connector.get, connector.exists, connector.evict]
+    uses += [lambda key: connector.peek(key, 1), lambda key: connector.set(key, b"")]
+    uses += [lambda key: connector.wait(key, 0), lambda key: connector.claim(key, "me", 1)]
+    uses += [lambda key: connector.release(key, "me"), lambda key: connector.get_batch([key])]
+    for use in uses:
+        with pytest.raises(TypeError, match=r"such as FileKey\(filename=...\).* got ") as caught:
+            use(key)
+    assert ("get_key" in str(caught.value)) is (type(key) is Proxy)
+
+
+def test_names_that_no_file_has_are_refused(tmp_path):
+    connector = FileConnector(tmp_path)
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - 38  # as much stands before it at times
+    key = FileKey("ß" * (longest // 2))
+    connector.set(key, b"x")
+    assert connector.get(key) == b"x"
+    for name in ("", "x" * (longest + 1), "ß" * (longest // 2 + 1)):
+        for use in (connector.get, connector.exists, connector.evict):
+            with pytest.raises(ValueError, match=r"names no file|give a shorter one"):
+                use(FileKey(name))
+        with pytest.raises(ValueError, match=r"names no file|give a shorter one"):
+            connector.set(FileKey(name), b"x")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory", "socket"])
+def test_what_is_no_regular_file_is_no_object(tmp_path, kind):
+    connector = FileConnector(tmp_path)
+    key, other = connector.new_key(), connector.put(b"x")
+    path = tmp_path / key.filename
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(other.filename)
+        elif kind == "directory":
+            path.mkdir()
+        else:
+            server.bind(str(path))
+    for use in (connector.get, lambda key: connector.peek(key, 1)):
+        with pytest.raises(UnexpectedFileError, match=f"it is a .*{kind}") as caught:
+            use(key)
+        assert caught.value.path == str(path)
 
 
 def test_more_buffers_than_one_call_takes_and_short_writes(tmp_path, monkeypatch):

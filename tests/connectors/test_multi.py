@@ -27,7 +27,7 @@ from proxystore.connectors.multi import (
     NoSuchConnectorError,
     Policy,
 )
-from proxystore.proxy import ProxyResolveError, is_resolved
+from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
 from proxystore.store import Store, StoreConfig, get_store, unregister_store
 from proxystore.store.config import ConnectorConfig
 from proxystore.testing import check_connector
@@ -634,3 +634,69 @@ def test_memory_that_changes_later_is_copied_by_who_keeps_it():
     memory[:] = b"new"
     assert connector.get(whole) is memory, "as LocalConnector does"
     assert connector.get(piece) == b"old"
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"priority": "1"}, "priority must be a whole number, got '1'"),
+    ({"priority": 0.5}, "priority must be a whole number"),
+    ({"min_size_bytes": None}, "min_size_bytes must be a number of bytes, or a size such as"),
+    ({"max_size_bytes": float("inf")}, "leave it out for no limit"),
+    ({"host_pattern": 5}, "host_pattern must be a list of texts, got 5"),
+    ({"host_pattern": [b"a"]}, "host_pattern must be a list of texts, got one with b'a'"),
+    ({"subset_tags": "abc"}, r"subset_tags must be a list of tags, got 'abc'; write \['abc'\]"),
+    ({"superset_tags": "abc"}, "superset_tags must be a list of tags"),
+    ({"superset_tags": None}, "superset_tags must be a list of texts, got None"),
+    ({"subset_tags": [1]}, "subset_tags must be a list of texts"),
+])  # fmt: skip
+def test_a_policy_of_other_types_is_refused(fields, says):
+    with pytest.raises(TypeError, match=says):
+        Policy(**fields)
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"max_size_bytes": "1 MX"}, "max_size_bytes: Unknown unit"),
+    ({"max_size_bytes": -1}, "max_size_bytes must be 0 bytes or more"),
+    ({"min_size_bytes": 2, "max_size_bytes": 1}, "min_size_bytes=2 is more than max_size_bytes=1"),
+    ({"host_pattern": "*"}, r"'\*', which is no regular expression"),
+    ({"host_pattern": ["a", "(b"]}, r"'\(b', which is no regular expression"),
+])  # fmt: skip
+def test_a_policy_that_fits_nothing_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Policy(**fields)
+
+
+def test_the_sizes_of_a_policy_may_be_text():
+    policy = Policy(min_size_bytes="1 kB", max_size_bytes="1 MiB")
+    assert policy == Policy(min_size_bytes=1000, max_size_bytes=1 << 20)
+    assert policy.is_valid(size_bytes=1000)
+    assert not policy.is_valid(size_bytes=999)
+    assert Policy(max_size_bytes=1e6) == Policy(max_size_bytes=1_000_000)
+    connector = MultiConnector(a=("local", {}, {"max_size_bytes": "1 kB"}))
+    assert connector.config()["a"][2]["max_size_bytes"] == 1000
+
+
+class Unresolvable:
+    """Makes no target: who resolves the proxy gets another error than the test waits for."""
+
+    def __call__(self):
+        raise AssertionError("it was resolved")
+
+
+@pytest.mark.parametrize("key", ["ab", None, 5, ["a", "b"], (), ("a",), ("a", 1, 2), "a proxy"])
+@pytest.mark.parametrize("kind", ["local", "multi"])
+def test_what_is_no_key_is_refused_and_not_looked_into(kind, key):
+    if key == "a proxy":  # not among the parameters: pytest would resolve it
+        key = Proxy(Unresolvable())
+    local = LocalConnector()
+    connector = local if kind == "local" else MultiConnector({"a": (local, Policy())})
+    uses = [connector.get, connector.exists, connector.evict, lambda key: connector.peek(key, 1)]
+    uses += [lambda key: connector.get_batch([key]), lambda key: connector.claim(key, "me", 1)]
+    uses += [lambda key: connector.release(key, "me")]
+    if kind == "local":
+        if type(key) is tuple:
+            return  # any can be a key of a dictionary
+        uses += [lambda key: connector.set(key, b""), lambda key: connector.wait(key, 0)]
+    shown = r"LocalKey\(id=...\)" if kind == "local" else r"MultiKey\(connector_name=..., .*\)"
+    for use in uses:
+        with pytest.raises(TypeError, match=f"such as {shown}.*, got "):
+            use(key)

@@ -7,9 +7,11 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +46,7 @@ from proxystore.connectors.redis import (
     RedisServerError,
     RedisTimeoutError,
 )
+from proxystore.proxy import Proxy
 from proxystore.store import Store
 from proxystore.store.config import ConnectorConfig, StoreConfig
 from proxystore.testing import check_connector
@@ -100,7 +103,6 @@ def login(server):
 WAYS = {
     "tcp": lambda s: RedisConnector("127.0.0.1", s.port, prefix="ways:"),
     "default prefix": lambda s: RedisConnector("127.0.0.1", s.port),
-    "no prefix": lambda s: RedisConnector("127.0.0.1", s.port, prefix=""),
     "database": lambda s: RedisConnector("localhost", s.port, db=3),
     "no timeout": lambda s: RedisConnector("localhost", s.port, timeout=None),
     "socket": lambda s: RedisConnector(url=f"unix://{s.socket_path}?db=2"),
@@ -158,12 +160,65 @@ def test_databases_are_apart(redis_server):
     ({"url": "redis://localhost?socket_timeout=soon"}, "must look like redis://"),
     ({"timeout": 0}, "more than 0 seconds"),
     ({"password_env": "NOT_SET_ANYWHERE"}, "'NOT_SET_ANYWHERE', which is not set"),
+    ({"password": SECRET, "password_env": "PATH"}, "password or password_env, not both"),
+    ({"url": "redis://:battery@localhost", "password": SECRET}, "one of them"),
+    ({"url": "redis://localhost?password=battery", "password_env": "PATH"}, "one of them"),
+    ({"url": "redis://one@localhost", "username": "two"}, "another user"),
+    ({"url": "redis://localhost/1", "db": 2}, "database 1, and db=2"),
+    ({"url": "redis://localhost/2?db=1", "db": 2}, "database 1, and db=2"),
+    ({"url": "unix:///run/redis.sock?db=1", "db": 2}, "database 1, and db=2"),
+    ({"port": 0}, "from 1 to 65535"),
+    ({"port": 65536}, "from 1 to 65535"),
+    ({"db": -1}, "0 or more"),
+    ({"db": None}, "0 or more"),
+    ({"timeout": math.nan}, "more than 0 seconds"),
+    ({"prefix": ""}, "delete what others have stored"),
 ])  # fmt: skip
 def test_arguments_that_make_no_sense_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says) as caught:
         RedisConnector(**arguments)
     assert "battery" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("port", "redis"), ("port", True), ("port", 6379.0),
+    ("db", "0"), ("db", False), ("db", 0.5),
+    ("timeout", "5"), ("timeout", True), ("timeout", [1]),
+    ("prefix", None), ("prefix", 5), ("prefix", b"app:"),
+    ("clear", "no"), ("clear", 1), ("clear", None),
+])  # fmt: skip
+def test_arguments_of_another_type_are_refused(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be .*{re.escape(repr(value))}"):
+        RedisConnector(**{name: value})
+
+
+def test_a_port_out_of_the_environment_is_a_number():
+    assert RedisConnector("localhost", "6380").config()["port"] == 6380
+
+
+@pytest.mark.parametrize("arguments", [
+    {"url": "redis://localhost/2", "db": 2},
+    {"url": "redis://app@localhost", "username": "app", "password": SECRET},
+    {"url": "redis://localhost/", "db": 3},
+    {"hostname": "localhost", "port": np.int64(6379), "timeout": np.float32(1)},
+])  # fmt: skip
+def test_what_does_not_contradict_may_be_said_twice(arguments):
+    connector = RedisConnector(**arguments)
+    assert RedisConnector(**connector.config()).config() == connector.config()
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [
+    ({}, "hostname=localhost, port=6379"),
+    ({"db": 3}, "hostname=localhost, port=6379, db=3"),
+    ({"prefix": "app:", "username": "me"},
+     "hostname=localhost, port=6379, prefix='app:', username='me'"),
+    ({"url": "redis://me@node:1/2"}, "url=redis://node:1/2, username='me'"),
+    ({"url": "redis://node:1", "db": 2}, "url=redis://node:1, db=2"),
+    ({"url": "unix:///run/redis.sock?db=4"}, "url=unix:///run/redis.sock, db=4"),
+])  # fmt: skip
+def test_repr_tells_places_apart(arguments, shown):
+    assert repr(RedisConnector(**arguments)) == f"RedisConnector({shown})"
 
 
 # -- secrets
@@ -524,6 +579,39 @@ def test_a_full_server_leaves_nothing_and_says_so(own, small_chunks):
     assert connector.get(old) == b"old"
 
 
+def test_on_a_full_server_a_claim_says_that_it_is_the_claim(own):
+    connector, client = own
+    key = connector.put(b"x")
+    client.config_set("maxmemory", 1)
+    with pytest.raises(RedisFullError, match="for a claim on an object: it needs") as caught:
+        connector.claim(key, "me" * 50, 60)
+    assert 100 <= caught.value.needed < 200
+    assert "acknowledged, here or elsewhere" in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    connector.evict(key)  # which is what helps
+
+
+class Unresolvable:
+    """Makes no target: who resolves the proxy gets another error than the test waits for."""
+
+    def __call__(self):
+        raise AssertionError("it was resolved")
+
+
+@pytest.mark.parametrize("key", ["ab", None, 5, ["a"], (), (5,), "a proxy"])
+def test_what_is_no_key_is_refused_and_not_looked_into(key):
+    if key == "a proxy":  # not among the parameters: pytest would resolve it
+        key = Proxy(Unresolvable())
+    connector = RedisConnector("localhost", 1)  # where nobody is asked
+    uses = [connector.get, connector.exists, connector.evict, lambda key: connector.peek(key, 1)]
+    uses += [lambda key: connector.set(key, b""), lambda key: connector.get_batch([key])]
+    uses += [lambda key: connector.wait(key, 0), lambda key: connector.claim(key, "me", 1)]
+    uses += [lambda key: connector.release(key, "me")]
+    for use in uses:
+        with pytest.raises(TypeError, match=r"such as RedisKey\(redis_key=...\).* got "):
+            use(key)
+
+
 def test_a_killed_writer_leaves_nothing_for_ever(own):
     connector, client = own
     script = textwrap.dedent(
@@ -828,6 +916,7 @@ ERRORS = [
         )
     ],
     RedisFullError("localhost:6379", 100, 0),
+    RedisFullError("localhost:6379", 100, 0, "claim"),
 ]
 
 
@@ -864,7 +953,7 @@ def test_a_missing_client_names_the_extra():
             try:
                 use()
             except ImportError as error:
-                assert "pip install 'proxystore[redis]'" in str(error), error
+                assert "pip install redis" in str(error), error
             else:
                 raise AssertionError("no error")
         """

@@ -155,7 +155,7 @@ class TestOneStore:
     def test_the_check_of_that_connector_itself(self):
         connector = Alone()
         with connector._enter():
-            thread = threading.Thread(target=connector.exists, args=("k",))
+            thread = threading.Thread(target=connector.exists, args=(("k",),))
             thread.start()
             thread.join()
         assert connector.met

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -42,6 +43,24 @@ def checked_name(name: str) -> str:
     if not OBJECT_NAME.match(name):
         raise ValueError(f"an object's name must be a UUID, or one with .suffix, got {name!r}")
     return name
+
+
+def wrong_key(key: object, cls: type[tuple[Any, ...]]) -> TypeError:
+    """Return the error of who takes something else for a key of class `cls`.
+
+    Only its class is looked at, unless it is harmless: to show a proxy resolves it.
+    """
+    fields = ", ".join(f"{name}=..." for name in getattr(cls, "_fields", ()))
+    given = type(key).__name__
+    if type(key) in (str, bytes, int, bool, float):
+        given = f"{reprlib.repr(key)} ({given})"
+    elif issubclass(type(key), tuple):
+        given = f"{given} of {', '.join(type(part).__name__ for part in key) or 'nothing'}"  # type: ignore[attr-defined] # a tuple
+    hint = "; a proxy's key is proxystore.store.utils.get_key(proxy)" if given == "Proxy" else ""
+    return TypeError(
+        f"a key here is a tuple such as {cls.__name__}({fields}), as `put` returns it, got "
+        f"{given}{hint}"
+    )
 
 
 def writes_buffers(connector: object, method: str = "put") -> bool:

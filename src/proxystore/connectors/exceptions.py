@@ -80,22 +80,50 @@ class ForeignObjectError(ConnectorError, PermissionError):
         )
 
 
+class UnexpectedFileError(ConnectorError, OSError):
+    """What has the name of an object is something else than a file.
+
+    Attributes:
+        path: What has the name.
+        kind: What it is.
+    """
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__(path, kind)
+        self.path = path
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return (
+            f"will not load {self.path!r}: it is {self.kind}, and objects are regular files; "
+            f"find out who has put it there, and remove it"
+        )
+
+
 class StorageFullError(ConnectorError, OSError):
-    """There is no room for an object; nothing of it was left behind.
+    """There is no room for an object or a claim; nothing of it was left behind.
 
     Attributes:
         path: The directory that is full.
-        needed: Length of the object, in bytes.
+        needed: Length of the object or claim, in bytes.
         free: What the file system has left for this user, in bytes.
+        what: "object" or "claim".
     """
 
-    def __init__(self, path: str, needed: int, free: int) -> None:
-        super().__init__(path, needed, free)
+    def __init__(self, path: str, needed: int, free: int, what: str = "object") -> None:
+        super().__init__(path, needed, free, what)
         self.path = path
         self.needed = needed
         self.free = free
+        self.what = what
 
     def __str__(self) -> str:
+        if self.what == "claim":
+            return (
+                f"no room in {self.path!r} for a claim on an object: it needs a file of "
+                f"{self.needed} bytes, {self.free} are free; try again once other objects were "
+                f"evicted or acknowledged, here or elsewhere"
+            )
         return (
             f"no room in {self.path!r}: the object needs {self.needed} bytes, {self.free} "
             f"are free; evict objects, or put the store on a larger file system"

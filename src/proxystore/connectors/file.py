@@ -21,7 +21,9 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import stat
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,7 @@ from proxystore.connectors._base import (
     check_claim,
     checked_name,
     new_name,
+    wrong_key,
 )
 from proxystore.connectors.exceptions import (
     ForeignObjectError,
@@ -41,6 +44,7 @@ from proxystore.connectors.exceptions import (
     StorageFullError,
     StoreDirectoryError,
     StoreDirectoryGoneError,
+    UnexpectedFileError,
     free_bytes,
 )
 from proxystore.serialize import BytesLike
@@ -67,7 +71,24 @@ _NETWORK_FILE_SYSTEMS = {
 _PAUSES = (0.001, 0.05)
 _PAUSES_ON_NETWORK = (0.02, 1.0)
 
+# A mapping takes one of the process's file descriptors, since Python keeps a duplicate of the
+# file's (until 3.13, where it can be told not to), and one of its mappings, of which Linux lets
+# a process have 65,530. Half of either is left to others: what is more is read.
+_TRACKS_FILES = sys.version_info < (3, 13)
+_MOST_MAPPINGS = 32_000
+_FEW_MAPPINGS = 64  # with fewer it is not worth while to ask for the limit
+_mappings: set[weakref.ref[mmap.mmap]] = set()
+
+# A name that is not longer surely fits, in whatever characters.
+_SHORT_NAME = 63
+# What `set` puts before a name until the object is whole.
+_ASIDE = len(f".{new_name()}.")
+
+# Not what a link leads to; and to open a pipe would wait for a writer.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # Directories where claims are to be expected: where this process has made one, or was told
@@ -96,40 +117,42 @@ class FileConnector(ConnectorMixin[FileKey]):
     writing to it never changes the file, and it outlives eviction.
 
     Args:
-        store_dir: The directory; made, with its parents and mode 0700, if missing.
+        store_dir: The directory; made, with its parents and mode 0700, if missing. A ``~``
+            at its beginning is the user's home. One that cannot be written to can be read.
         clear: Whether `close` deletes the objects and the directory. Only in the
-            process that made this instance, if it was the first of those that have the
-            directory open (where the file system can tell: not on NFS), and never in one
-            that was rebuilt for a proxy (see `disown`): a worker must not delete what
-            others still use.
+            process that made this instance, if no other has the directory open any more
+            (where the file system can tell: not on NFS): the last one out clears. Never
+            in one that was rebuilt for a proxy (see `disown`): a worker must not delete
+            what others still use, and nobody waits for it.
         buffering: Kept and ignored. Files are written with one system call.
         mmap: ``"auto"``: map large files unless the file system is on a network.
-            True or False: always or never.
+            True or False: always or never. Some 32,000 at a time are mapped, or as many as
+            half of the open files that the process may have (``ulimit -n``; not from
+            Python 3.13 on); what is more is read.
 
     Raises:
-        StoreDirectoryError: The directory cannot be made or written to, or belongs
-            to another user.
+        ValueError: `store_dir` is empty.
+        StoreDirectoryError: The directory cannot be made, or belongs to another user.
     """
 
     thread_safe = True
 
     def __init__(
         self,
-        store_dir: str | os.PathLike[str],
+        store_dir: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         clear: bool = True,
         buffering: int = -1,
         mmap: Literal["auto"] | bool = "auto",
     ) -> None:
-        self.store_dir = os.path.abspath(store_dir)
+        self.store_dir = _absolute(store_dir)
         self.clear = clear
         self.buffering = buffering
         self.mmap = mmap
         self._maps: bool | None = None if mmap == "auto" else bool(mmap)
         self._on_network: bool | None = None  # found out when it matters
-        self._made_directory = _open_directory(self.store_dir)
-        is_first, self._opening = _open_first(self.store_dir)
-        self._creator_pid = os.getpid() if is_first else None
+        self._made_directory, self._opening = _open_directory(self.store_dir)
+        self._creator_pid: int | None = os.getpid()
 
     def __repr__(self) -> str:
         return f"FileConnector(directory={self.store_dir})"
@@ -169,18 +192,37 @@ class FileConnector(ConnectorMixin[FileKey]):
         Files that are no objects of ours stay, and then so does the directory.
 
         Args:
-            clear: None: as the constructor was told, and only in its process, if that was the
-                first to have the directory open.
+            clear: None: as the constructor was told, and only in its process, if no other
+                has the directory open. True: whoever has.
         """
-        self._opening = None
+        opening, self._opening = self._opening, None
         if clear is None:
             clear = self.clear and self._creator_pid == os.getpid()
-        if not clear:
-            return
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.store_dir) as entries:
+            if clear:
+                # A second call is not the last one out because it was the last before.
+                opening = opening or _open(self.store_dir)
+                clear = opening is None or opening.keep_others_out()
+        try:
+            if clear:
+                self._clear()
+        finally:
+            if opening is not None:
+                place = opening.place
+                del opening  # who waits to be alone must not find us
+                _let_others_in(place)
+
+    def _clear(self) -> None:
+        with (
+            contextlib.suppress(FileNotFoundError, PermissionError),
+            os.scandir(self.store_dir) as entries,
+        ):
             for entry in entries:
                 if OBJECT_NAME.match(entry.name.removeprefix(".")):
-                    _unlink(entry.path)
+                    try:
+                        _unlink(entry.path)
+                    except OSError as error:
+                        if error.errno not in _NOT_WRITABLE:
+                            raise
         with contextlib.suppress(OSError):  # not empty, or gone: not ours to remove
             os.rmdir(self.store_dir)
 
@@ -200,13 +242,14 @@ class FileConnector(ConnectorMixin[FileKey]):
         Raises:
             StorageFullError: No room; nothing is left behind.
             StoreDirectoryGoneError: The directory was removed; a `FileNotFoundError`.
+            StoreDirectoryError: It cannot be written to.
         """
         return self.put_buffers((obj,))
 
     def put_buffers(self, parts: Sequence[BytesLike]) -> FileKey:
         """Store the concatenation of `parts`, without joining them; raises as `put`."""
         key = self.new_key()
-        self._write(key.filename, f".{key.filename}", parts)
+        self._write(self._path(key), f".{key.filename}", parts)
         return key
 
     def set(self, key: FileKey, obj: BytesLike) -> None:
@@ -216,27 +259,33 @@ class FileConnector(ConnectorMixin[FileKey]):
     def set_buffers(self, key: FileKey, parts: Sequence[BytesLike]) -> None:
         """Put the concatenation of `parts` behind `key`; raises as `put`."""
         # Two writers of one key must not share the file they prepare.
-        self._write(key.filename, f".{new_name()}.{key.filename}", parts)
+        self._write(self._path(key), f".{new_name()}.{key[0]}", parts)
 
     def get(self, key: FileKey) -> BytesLike | None:
         """Return the data, or None if there is no such key.
 
         Raises:
             ForeignObjectError: Another user, who is not root either, has put it there.
+            UnexpectedFileError: What has its name is a directory, a pipe or the like.
+            TypeError: `key` is no key, as everywhere here.
+            ValueError: `key` cannot be the name of a file, as everywhere here.
         """
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            fd = os.open(self._path(key), _READ)
+        except OSError as error:
+            self._check_missing(key, error)
             return None
         try:
             found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise self._unexpected(key, found)
             if found.st_uid != os.geteuid() and found.st_uid != 0:
                 # What is stored is unpickled: its author can have any code run here.
                 raise ForeignObjectError(self._path(key), found.st_uid)
             size = found.st_size
             if size < _MAP_FROM:
                 return _read(fd, size)
-            return _map(fd, size) if self.maps_from else _read_into(fd, size)
+            return (_map(fd, size) if self.maps_from else None) or _read_into(fd, size)
         finally:
             os.close(fd)
 
@@ -246,14 +295,32 @@ class FileConnector(ConnectorMixin[FileKey]):
         None if there is no such key.
         """
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            fd = os.open(self._path(key), _READ)
+        except OSError as error:
+            self._check_missing(key, error)
             return None
         try:
-            size = os.fstat(fd).st_size
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise self._unexpected(key, found)
+            size = found.st_size
             return _read(fd, min(size, length)), size
         finally:
             os.close(fd)
+
+    def _check_missing(self, key: FileKey, error: OSError) -> None:
+        """Return if there is no such object, else raise what keeps it from being opened."""
+        if isinstance(error, FileNotFoundError):
+            return
+        if error.errno == errno.ELOOP:
+            raise UnexpectedFileError(self._path(key), "a symbolic link") from error
+        if error.errno == errno.ENXIO:
+            raise UnexpectedFileError(self._path(key), "a socket or device") from error
+        raise error
+
+    def _unexpected(self, key: FileKey, found: os.stat_result) -> UnexpectedFileError:
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        return UnexpectedFileError(self._path(key), kind)
 
     def exists(self, key: FileKey) -> bool:
         """Say whether there is an object under `key`."""
@@ -318,7 +385,8 @@ class FileConnector(ConnectorMixin[FileKey]):
         while True:
             is_there = os.path.exists(path)
             try:
-                with self._locked(claim, os.O_CREAT if is_there else 0) as fd:
+                flags = os.O_CREAT if is_there else 0
+                with self._locked(claim, flags, len(claimant.encode())) as fd:
                     if fd is None:
                         continue
                     if is_there:
@@ -354,9 +422,16 @@ class FileConnector(ConnectorMixin[FileKey]):
                 return
 
     @contextlib.contextmanager
-    def _locked(self, path: str, flags: int = 0) -> Iterator[int | None]:
+    def _locked(self, path: str, flags: int = 0, size: int = 0) -> Iterator[int | None]:
         """Open and lock the file of a claim; None if it has lost its name before that."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+        except OSError as error:
+            if error.errno in _FULL:  # there is not even room for its name
+                raise StorageFullError(
+                    self.store_dir, size, free_bytes(self.store_dir), "claim"
+                ) from error
+            raise
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
@@ -383,20 +458,41 @@ class FileConnector(ConnectorMixin[FileKey]):
             _unlink(path)
             if error.errno in _FULL:
                 raise StorageFullError(
-                    self.store_dir, len(data), free_bytes(self.store_dir)
+                    self.store_dir, len(data), free_bytes(self.store_dir), "claim"
                 ) from error
             raise
 
     # -- files
 
     def _path(self, key: FileKey) -> str:
-        filename = key[0]
-        if "/" in filename:
-            raise ValueError(f"the key {key!r} names a file outside {self.store_dir!r}")
+        # By its class alone: what a proxy's target is, would resolve it.
+        if type(key) is not FileKey and not issubclass(type(key), tuple):
+            raise wrong_key(key, FileKey)
+        filename = key[0] if key else None
+        if not isinstance(filename, str):
+            raise wrong_key(key, FileKey)
+        if not 0 < len(filename) <= _SHORT_NAME or "/" in filename:
+            self._check_name(key)
         return f"{self.store_dir}/{filename}"
 
-    def _write(self, name: str, aside: str, parts: Sequence[BytesLike]) -> None:
-        target = self._path(FileKey(name))
+    def _check_name(self, key: FileKey) -> None:
+        filename = key[0]
+        if not filename:
+            raise ValueError(f"the key {key!r} names no file; use keys as they were returned")
+        if "/" in filename:
+            raise ValueError(f"the key {key!r} names a file outside {self.store_dir!r}")
+        try:
+            longest = os.pathconf(self.store_dir, "PC_NAME_MAX") - _ASIDE
+        except OSError:  # the directory is gone
+            return
+        length = len(os.fsencode(filename))
+        if length > longest:
+            raise ValueError(
+                f"the key {key!r} is {length} bytes long, and names in {self.store_dir!r} can "
+                f"be {longest}: give a shorter one"
+            )
+
+    def _write(self, target: str, aside: str, parts: Sequence[BytesLike]) -> None:
         path = f"{self.store_dir}/{aside}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -404,6 +500,14 @@ class FileConnector(ConnectorMixin[FileKey]):
             raise StoreDirectoryGoneError(
                 self.store_dir, "the directory is gone (was the store closed?)"
             ) from error
+        except OSError as error:
+            if error.errno in _NOT_WRITABLE:
+                raise StoreDirectoryError(
+                    self.store_dir, f"it cannot be written to ({os.strerror(error.errno)})"
+                ) from error
+            if error.errno in _FULL:
+                raise self._is_full(parts) from error
+            raise
         try:
             try:
                 _write_all(fd, parts)
@@ -413,102 +517,169 @@ class FileConnector(ConnectorMixin[FileKey]):
         except BaseException as error:
             _unlink(path)
             if isinstance(error, OSError) and error.errno in _FULL:
-                needed = sum(memoryview(part).nbytes for part in parts)
-                raise StorageFullError(
-                    self.store_dir, needed, free_bytes(self.store_dir)
-                ) from error
+                raise self._is_full(parts) from error
             raise
 
+    def _is_full(self, parts: Sequence[BytesLike]) -> StorageFullError:
+        needed = sum(memoryview(part).nbytes for part in parts)
+        return StorageFullError(self.store_dir, needed, free_bytes(self.store_dir))
 
-def _open_directory(path: str) -> bool:
-    """Make the directory if there is none; return whether it was made."""
+
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device"}
+
+
+def _absolute(path: Any) -> str:
+    name = os.fsdecode(path)
+    if not name:
+        raise ValueError(
+            "store_dir is empty (from a variable that is not set?); name the directory to keep "
+            "objects in, '.' for the current one"
+        )
+    return os.path.abspath(os.path.expanduser(name))
+
+
+def _open_directory(path: str) -> tuple[bool, _Opening | None]:
+    """Open the directory; return whether it was made, and what tells others that it is open."""
     for attempts_left in reversed(range(10)):
         is_new = not os.path.exists(path)
         try:
             _make_directories(path)
             found = os.stat(path)
-            can_write = os.access(path, os.W_OK | os.X_OK)
-            if can_write or not attempts_left:
-                break
         except OSError as error:
             # Who closes another store here may have removed it between two looks at it.
             vanished = isinstance(error, (FileExistsError, FileNotFoundError))
             if not (vanished and attempts_left):
                 raise StoreDirectoryError(path, error.strerror or str(error)) from error
+            continue
+        _check_owner(path, found)
+        opening = _open(path)
+        if os.path.exists(path) if opening is None else opening.is_of(path):
+            break
+    return is_new, opening
+
+
+def _check_owner(path: str, found: os.stat_result) -> None:
     # Whose directory it is may replace what is in it, and with its mode what others may.
     # A sticky directory of root's, as /tmp, is shared by design: there nobody can
-    # replace another user's file.
-    shared = found.st_uid == 0 and found.st_mode & stat.S_ISVTX
+    # replace another user's file. Nor can they where only root may write.
+    mode = found.st_mode
+    shared = found.st_uid == 0 and (mode & stat.S_ISVTX or not mode & (stat.S_IWGRP | stat.S_IWOTH))
     if found.st_uid != os.geteuid() and not shared:
         raise StoreDirectoryError(
             path, f"it belongs to user {found.st_uid}, this process is user {os.geteuid()}"
         )
-    if not shared and found.st_mode & stat.S_IWOTH:
+    if not shared and mode & stat.S_IWOTH:
         logger.warning("any user may write to %r, and remove what is stored in it", path)
-    if not can_write:
-        raise StoreDirectoryError(path, "it cannot be written to")
-    return is_new
 
 
 class _Opening:
-    """This process's being the first that has a directory open; it ends with the object.
+    """Tells other processes that this one has a directory open; it ends with the object.
+
+    By a shared lock on the directory itself: that leaves no file in it, and goes with its
+    process.
 
     Attributes:
-        pid: The process. A forked child inherits the lock and is not the first.
+        pid: The process. A forked child inherits no opening.
+        place: Device and inode of the directory.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, place: tuple[int, int]) -> None:
         self.pid = os.getpid()
+        self.place = place
+        self._fd = fd
         weakref.finalize(self, _end_opening, fd, self.pid).atexit = False
+
+    def keep_others_out(self) -> bool:
+        """Return whether no other process has the directory open; if so, none can open it now.
+
+        If there is one, this does not tell others any more that the directory is open.
+        """
+        for pause in _PAUSES_FOR_OTHERS:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:  # noqa: PERF203 - as often as it is looked
+                sleep(pause)
+            except OSError:  # NFS has such locks only for files that can be written to
+                return True
+        return False
+
+    def is_of(self, path: str) -> bool:
+        """Say whether this is the directory of that name."""
+        return _has_name(self._fd, path)
+
+    def let_others_in(self) -> None:
+        """Tell others that the directory is open, and no more."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def forget(self) -> None:
+        """Close what a child has inherited: with that, the parent's lock would outlive it."""
+        os.close(self._fd)
+
+
+# After each look for processes that have a directory open, in seconds: one that opens it as a
+# guest needs a moment to say that it is one (`disown`).
+_PAUSES_FOR_OTHERS = (0.0005, 0.002, 0.006, 0.0)
 
 
 def _end_opening(fd: int, pid: int) -> None:
-    if pid == os.getpid():
-        # Closing does not end the lock where a child has been forked meanwhile.
+    if pid == os.getpid():  # else `forget` has closed it
+        # Closing does not end the lock where a child is being forked at this moment.
         fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
+        os.close(fd)
 
 
 # By device and inode of the directory, for the connectors of this process to share: to a
 # lock they are strangers.
 _openings: weakref.WeakValueDictionary[tuple[int, int], _Opening] = weakref.WeakValueDictionary()
-# Held while one is made: of two threads, the second must find what the first has made.
+# Held while one is made known: of two threads, the second must find what the first has made.
 _opening_lock = threading.Lock()
 
 
-def _forget_lock() -> None:
-    # Another thread of the parent may have held it; it does not exist in the child.
+def _forget_openings() -> None:
+    # Another thread of the parent may have held the lock; it does not exist in the child.
     global _opening_lock
     _opening_lock = threading.Lock()
+    for opening in list(_openings.values()):
+        opening.forget()
+    _openings.clear()
 
 
-os.register_at_fork(after_in_child=_forget_lock)
+os.register_at_fork(after_in_child=_forget_openings)
 
 
-def _open_first(path: str) -> tuple[bool, _Opening | None]:
-    """Return whether no other process has the directory open, and what tells others so.
+def _open(path: str) -> _Opening | None:
+    """Tell others that this process has the directory open, once nobody is clearing it.
 
-    True, None: the file system has no such locks.
+    None: the file system has no such locks, or the directory cannot be listed or is gone.
     """
-    # A lock on the directory itself leaves no file in it, and goes with its process.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # removed by who closes another store here, or not readable
-        return True, None
+    except OSError:
+        return None
     found = os.fstat(fd)
     place = found.st_dev, found.st_ino
-    with _opening_lock:
-        opening = _openings.get(place)
-        if opening is not None and opening.pid == os.getpid():
-            os.close(fd)
-            return True, opening
+    opening = _openings.get(place)
+    if opening is None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        except OSError:
             os.close(fd)
-            return not isinstance(error, BlockingIOError), None
-        _openings[place] = opening = _Opening(fd)
-        return True, opening
+            return None
+        with _opening_lock:
+            opening = _openings.get(place)
+            if opening is None:
+                _openings[place] = opening = _Opening(fd, place)
+                return opening
+    os.close(fd)
+    return opening
+
+
+def _let_others_in(place: tuple[int, int]) -> None:
+    opening = _openings.get(place)
+    if opening is not None:
+        opening.let_others_in()
 
 
 def _make_directories(path: str) -> None:
@@ -588,17 +759,48 @@ def _read(fd: int, size: int) -> bytes:
     return data
 
 
-def _map(fd: int, size: int) -> memoryview:
-    # Private and writable: copy-on-write, so that tasks get arrays they may write to
-    # and all processes of a node share what none of them has written. Without a
-    # reservation, for mapping more than the machine has is the point of mapping.
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)  # Python 3.11
-    return memoryview(mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+# Private and writable: copy-on-write, so that tasks get arrays they may write to
+# and all processes of a node share what none of them has written. Without a
+# reservation, for mapping more than the machine has is the point of mapping.
+_MAP_OPTIONS: dict[str, Any] = {
+    "flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),  # Python 3.11
+    "prot": mmap.PROT_READ | mmap.PROT_WRITE,
+}
+if not _TRACKS_FILES:
+    _MAP_OPTIONS["trackfd"] = False
+
+
+def _most_mappings() -> int:
+    if _TRACKS_FILES:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY:
+            return min(_MOST_MAPPINGS, files // 2)
+    return _MOST_MAPPINGS
+
+
+def _map(fd: int, size: int) -> memoryview | None:
+    """Return a mapping of the file, or None if this process has no more to spare."""
+    if len(_mappings) >= _FEW_MAPPINGS and len(_mappings) >= _most_mappings():
+        return None
+    try:
+        mapping = mmap.mmap(fd, size, **_MAP_OPTIONS)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return None
+        raise
+    _mappings.add(weakref.ref(mapping, _mappings.discard))
+    return memoryview(mapping)
 
 
 def _read_into(fd: int, size: int) -> memoryview:
-    # Anonymous memory instead of a bytearray: not zeroed by us before it is filled.
-    view = memoryview(mmap.mmap(-1, size))
+    # Anonymous memory instead of a bytearray: not zeroed by us before it is filled. Private:
+    # neighbours count as one mapping.
+    try:
+        view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        view = memoryview(bytearray(size))
     filled = 0
     while filled < size:
         count = os.readv(fd, [view[filled:]])

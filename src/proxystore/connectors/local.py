@@ -14,6 +14,7 @@ from proxystore.connectors._base import (
     check_claim,
     checked_name,
     new_name,
+    wrong_key,
 )
 from proxystore.serialize import BytesLike
 
@@ -47,6 +48,12 @@ def _forget_waiting() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_waiting)
+
+
+def _check(key: object) -> None:
+    # By its class alone: what a proxy's target is, would resolve it.
+    if not issubclass(type(key), tuple):
+        raise wrong_key(key, LocalKey)
 
 
 class LocalConnector(ConnectorMixin[LocalKey]):
@@ -85,6 +92,7 @@ class LocalConnector(ConnectorMixin[LocalKey]):
 
     def evict(self, key: LocalKey) -> None:
         """Remove the object; that it is not there is no error."""
+        _check(key)
         self._store.pop(key, None)
         if _claims:  # looked at after the object is gone, as `claim` does it the other way round
             with _lock:
@@ -92,10 +100,17 @@ class LocalConnector(ConnectorMixin[LocalKey]):
 
     def exists(self, key: LocalKey) -> bool:
         """Say whether there is an object under `key`."""
+        _check(key)
         return key in self._store
 
     def get(self, key: LocalKey) -> BytesLike | None:
-        """Return the data as it was put, or None if there is no such key."""
+        """Return the data as it was put, or None if there is no such key.
+
+        Raises:
+            TypeError: `key` is no key, as everywhere here.
+        """
+        if type(key) is not LocalKey:  # most are: a call less
+            _check(key)
         return self._store.get(key)
 
     def peek(self, key: LocalKey, length: int) -> tuple[BytesLike, int] | None:
@@ -103,7 +118,7 @@ class LocalConnector(ConnectorMixin[LocalKey]):
 
         None if there is no such key.
         """
-        data = self._store.get(key)
+        data = self.get(key)
         return None if data is None else beginning(data, length)
 
     def new_key(self, obj: bytes | None = None) -> LocalKey:
@@ -118,6 +133,7 @@ class LocalConnector(ConnectorMixin[LocalKey]):
 
     def set(self, key: LocalKey, obj: BytesLike) -> None:
         """Put an object behind a key, replacing what was there."""
+        _check(key)
         self._store[key] = obj
         if _waiting:  # looked at after the object is there, as `wait` does it the other way round
             with _lock:
@@ -132,6 +148,7 @@ class LocalConnector(ConnectorMixin[LocalKey]):
                 is put into the dictionary in other ways is noticed when the time is up.
             timeout: Longest wait, in seconds; 0: only look.
         """
+        _check(key)
         if timeout <= 0 or key in self._store:
             return key in self._store
         arrived = threading.Event()
@@ -162,6 +179,7 @@ class LocalConnector(ConnectorMixin[LocalKey]):
         """
         global _most_claims
         check_claim(seconds)
+        _check(key)
         place, now = (id(self._store), key), monotonic()
         with _lock:
             has, until = _claims.get(place, (claimant, now))
@@ -178,6 +196,7 @@ class LocalConnector(ConnectorMixin[LocalKey]):
 
     def release(self, key: LocalKey, claimant: str) -> None:
         """End the claim of `claimant`; if somebody else has the object, do nothing."""
+        _check(key)
         place = (id(self._store), key)
         with _lock:
             if place in _claims and _claims[place][0] == claimant:

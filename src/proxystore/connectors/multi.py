@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import os
 import re
 import sys
@@ -22,11 +23,13 @@ from proxystore.connectors._base import (
     disown,
     expect_claims,
     writes_buffers,
+    wrong_key,
 )
 from proxystore.connectors._kinds import class_path
 from proxystore.connectors.exceptions import ConnectorError
 from proxystore.connectors.protocols import Connector
 from proxystore.serialize import BytesLike
+from proxystore.utils.data import readable_to_bytes
 from proxystore.utils.imports import get_object_path, import_from_path
 
 logger = logging.getLogger(__name__)
@@ -54,10 +57,16 @@ class Policy:
             gets it.
         host_pattern: Regular expressions, one of which the whole name of a host has to
             match. None: any host.
-        min_size_bytes: Length of the smallest object.
+        min_size_bytes: Length of the smallest object. Both sizes can be given as text, such
+            as "1 MB".
         max_size_bytes: Length of the largest.
         subset_tags: All tags that an object may have.
         superset_tags: Tags that an object must have.
+
+    Raises:
+        TypeError: A field is of another type.
+        ValueError: A size is negative or is none, the smallest is larger than the largest, or
+            a pattern is no regular expression.
     """
 
     priority: int = 0
@@ -68,12 +77,25 @@ class Policy:
     superset_tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.priority = _whole("priority", self.priority)
+        self.min_size_bytes = _size("min_size_bytes", self.min_size_bytes)
+        self.max_size_bytes = _size("max_size_bytes", self.max_size_bytes)
+        if self.min_size_bytes > self.max_size_bytes:
+            raise ValueError(
+                f"min_size_bytes={self.min_size_bytes} is more than "
+                f"max_size_bytes={self.max_size_bytes}: no object has such a length"
+            )
         # Lists, so that what has gone through JSON is equal to what was written, and an
         # iterator can be asked twice.
         if self.host_pattern is not None and not isinstance(self.host_pattern, str):
-            self.host_pattern = list(self.host_pattern)
-        self.subset_tags = list(self.subset_tags)
-        self.superset_tags = list(self.superset_tags)
+            self.host_pattern = _texts("host_pattern", self.host_pattern)
+        for pattern in _patterns(self.host_pattern):
+            _check_pattern(pattern)
+        for name in ("subset_tags", "superset_tags"):
+            tags = getattr(self, name)
+            if isinstance(tags, str):
+                raise TypeError(f"{name} must be a list of tags, got {tags!r}; write [{tags!r}]")
+            setattr(self, name, _texts(name, tags))
 
     def is_valid(
         self,
@@ -101,10 +123,7 @@ class Policy:
         if self.host_pattern is None:
             return True
         host = utils.hostname()
-        patterns = self.host_pattern
-        if isinstance(patterns, str):
-            return _matches(patterns, host)
-        return any(_matches(pattern, host) for pattern in patterns)
+        return any(_matches(pattern, host) for pattern in _patterns(self.host_pattern))
 
     def as_dict(self) -> PolicyDict:
         """Return the fields; ``Policy(**policy.as_dict()) == policy``."""
@@ -117,6 +136,60 @@ class Policy:
             subset_tags=[*self.subset_tags],
             superset_tags=[*self.superset_tags],
         )
+
+
+def _patterns(patterns: Iterable[str] | str | None) -> Iterable[str]:
+    if patterns is None:
+        return ()
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"host_pattern has {pattern!r}, which is no regular expression: {error} (to match "
+            f"any text, write '.*', not '*')"
+        ) from error
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():  # 1e6 is often written for a million
+        return int(value)
+    try:
+        return int(operator.index(value))
+    except TypeError as error:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from error
+
+
+def _size(name: str, value: Any) -> int:
+    if isinstance(value, str):
+        try:
+            value = readable_to_bytes(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    try:
+        size = _whole(name, value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be a number of bytes, or a size such as '1 MB', got {value!r}; leave "
+            f"it out for no limit"
+        ) from error
+    if size < 0:
+        raise ValueError(f"{name} must be 0 bytes or more, got {size}")
+    return size
+
+
+def _texts(name: str, values: Any) -> list[str]:
+    try:
+        texts = list(values)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a list of texts, got {values!r}") from error
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a list of texts, got one with {text!r} in it")
+    return texts
 
 
 # Asked before each put, with answers that hardly ever change.
@@ -511,7 +584,8 @@ class MultiConnector(ConnectorMixin[MultiKey]):
         Each connector is asked once.
         """
         shares: dict[str, list[int]] = {}
-        for i, (name, _) in enumerate(keys):
+        for i, key in enumerate(keys):
+            name, _ = _parts_of(key)
             shares.setdefault(name, []).append(i)
         found: list[BytesLike | None] = [None] * len(keys)
         for name, places in shares.items():
@@ -569,7 +643,7 @@ class MultiConnector(ConnectorMixin[MultiKey]):
         return [MultiKey(name, key) for key in found]
 
     def _ask(self, key: MultiKey, question: Callable[[Connector[Any], Any], T]) -> T:
-        name, inner = key
+        name, inner = _parts_of(key)
         connector = self._active(name)
         with self._alone(name):
             return question(connector, inner)
@@ -592,6 +666,13 @@ class MultiConnector(ConnectorMixin[MultiKey]):
             self._locks = {}
         # Re-entrant: a destructor that runs in the middle of an operation may evict.
         return self._locks.setdefault(name, threading.RLock())
+
+
+def _parts_of(key: Any) -> tuple[str, Any]:
+    # By its class alone: what a proxy's target is, would resolve it.
+    if not issubclass(type(key), tuple) or len(key) != len(MultiKey._fields):
+        raise wrong_key(key, MultiKey)
+    return key  # type: ignore[no-any-return] # a tuple of two
 
 
 def _by_name(argument: str, given: Any) -> dict[str, Any]:

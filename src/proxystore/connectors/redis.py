@@ -21,8 +21,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from proxystore.connectors._base import (
     OBJECT_NAME,
@@ -32,6 +33,7 @@ from proxystore.connectors._base import (
     checked_name,
     new_name,
     translate,
+    wrong_key,
 )
 from proxystore.connectors.exceptions import ConnectorError, StorageFullError
 from proxystore.serialize import BytesLike
@@ -47,7 +49,7 @@ except ModuleNotFoundError as error:
     if error.name != "redis":
         raise
     raise ImportError(
-        "RedisConnector needs the package redis: pip install 'proxystore[redis]'", name="redis"
+        "RedisConnector needs the package redis: pip install redis", name="redis"
     ) from error
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ _LONGEST_VALUE = 512 << 20
 _CHUNK = 4 << 20
 # How long chunks without an object stay, in seconds; starts anew with each chunk.
 _WRITING = 600
+
+_LAST_PORT = 65535
 
 # Most bytes in one MSET, and about that in the reply to one MGET: a server keeps both
 # in memory whole.
@@ -171,9 +175,16 @@ class RedisFullError(StorageFullError, exceptions.OutOfMemoryError):
         path: The server, as in `RedisServerError`.
         needed: Length of what was to be stored, in bytes.
         free: 0: the server does not say.
+        what: "object" or "claim".
     """
 
     def __str__(self) -> str:
+        if self.what == "claim":
+            return (
+                f"no room in Redis at {self.path} for a claim on an object: it needs "
+                f"{self.needed} bytes, and the server has reached its maxmemory; try again once "
+                f"other objects were evicted or acknowledged, here or elsewhere"
+            )
         return (
             f"no room in Redis at {self.path}: the object needs {self.needed} bytes, and the "
             f"server has reached its maxmemory; evict objects, or give it more memory"
@@ -212,15 +223,18 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             in every pickled proxy; it is not in `repr`, logs or errors.
         password_env: Name of the environment variable that has the password, wherever this
             connector is made. Then the password is in no configuration or pickle.
-        prefix: What the names of all values start with.
+        prefix: What the names of all values start with; not empty, or `clear` would delete
+            what others have stored.
         timeout: Longest wait for the server to take or to send something, in seconds; a
             large object takes as long as it takes. None, or infinite: no limit.
         client_kwargs: Further arguments of ``redis.StrictRedis``, for instance
             ``{"ssl": True, "ssl_ca_certs": "/etc/ca.pem"}``.
 
     Raises:
-        ValueError: `url` and `hostname` or `port` are given, `url` is none, `timeout` is not
-            positive, or there is no environment variable `password_env`.
+        TypeError: An argument is of another type.
+        ValueError: Arguments contradict each other, or the `url`; `url` is none; a number is
+            out of range; `prefix` is empty; or there is no environment variable
+            `password_env`.
     """
 
     thread_safe = True
@@ -240,10 +254,13 @@ class RedisConnector(ConnectorMixin[RedisKey]):
         timeout: float | None = 30.0,
         client_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be more than 0 seconds, or None, got {timeout}")
+        if isinstance(port, str) and port.isdecimal():
+            port = int(port)  # out of the environment; redis-py has always taken it
+        _check_arguments(port, clear, db, prefix, timeout)
         if url is not None and (hostname is not None or port is not None):
             raise ValueError("give hostname and port, or a url, not both")
+        if password is not None and password_env is not None:
+            raise ValueError("give password or password_env, not both")
         self.clear = clear
         self.prefix = prefix
         self.timeout = None if timeout == math.inf else timeout
@@ -262,6 +279,13 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             self._shown += f"/{db}" if db else ""
         else:
             self.hostname, self.port, self._shown, user = _parts_of(url)
+            in_url = _options_of(url)
+            if username is not None and user not in (None, username):
+                raise ValueError("url has another user than username: give one of them")
+            if in_url.has_password and (password is not None or password_env is not None):
+                raise ValueError("url has a password, and another one is given: give one of them")
+            if db and in_url.db not in (None, db):
+                raise ValueError(f"url is for database {in_url.db}, and db={db}: give one of them")
             self._who = user or username
         self._client = self._new_client()
         # Tests put something else in its place, with a handful of methods.
@@ -309,8 +333,19 @@ class RedisConnector(ConnectorMixin[RedisKey]):
 
     def __repr__(self) -> str:
         if self._url is None:
-            return f"RedisConnector(hostname={self.hostname}, port={self.port})"
-        return f"RedisConnector(url={self._shown})"
+            shown = [f"hostname={self.hostname}", f"port={self.port}"]
+            db: int | None = self._db
+        else:
+            shown = [f"url={self._shown}"]
+            # Of TCP's it is in the path.
+            db = self._db or (_options_of(self._url).db if self.hostname is None else 0)
+        if db:
+            shown.append(f"db={db}")
+        if self.prefix != PREFIX:
+            shown.append(f"prefix={self.prefix!r}")
+        if self._who is not None:
+            shown.append(f"username={self._who!r}")
+        return f"RedisConnector({', '.join(shown)})"
 
     def config(self) -> dict[str, Any]:
         """Return the keyword arguments that rebuild this connector; `password` is one."""
@@ -408,9 +443,14 @@ class RedisConnector(ConnectorMixin[RedisKey]):
             self._write(name, tuple(parts), size, ("PUBLISH", name, b""))
 
     def get(self, key: RedisKey) -> BytesLike | None:
-        """Return the data, or None if there is no such key; errors as for `put`."""
+        """Return the data, or None if there is no such key; errors as for `put`.
+
+        Raises:
+            TypeError: `key` is no key, as everywhere here.
+        """
+        name = self._name(key)
         with self._doing(f"get {key[0]!r}"):
-            data: BytesLike | None = self._read(self._name(key))
+            data: BytesLike | None = self._read(name)
             if data is None and self._had_bare_name(key):
                 (reply,) = self._run(("GET", key[0]))
                 data = self._unless_refused(reply)
@@ -425,8 +465,9 @@ class RedisConnector(ConnectorMixin[RedisKey]):
         if not self._is_real:
             data = self.get(key)
             return None if data is None else beginning(data, length)
+        name = self._name(key)
         with self._doing(f"look into {key[0]!r}"):
-            found = self._peek(self._name(key), length)
+            found = self._peek(name, length)
             if found is None and self._had_bare_name(key):
                 try:
                     found = self._peek_value(key[0], length)
@@ -438,8 +479,9 @@ class RedisConnector(ConnectorMixin[RedisKey]):
 
     def exists(self, key: RedisKey) -> bool:
         """Say whether there is an object under `key`; errors as for `put`."""
+        name = self._name(key)
         with self._doing(f"look for {key[0]!r}"):
-            return bool(self._run_on("EXISTS", key, [self._name(key)]))
+            return bool(self._run_on("EXISTS", key, [name]))
 
     def evict(self, key: RedisKey) -> None:
         """Remove the object, and the claim on it; that it is not there is no error."""
@@ -606,20 +648,25 @@ class RedisConnector(ConnectorMixin[RedisKey]):
         """
         check_claim(seconds)
         milliseconds = str(math.ceil(seconds * 1000))
-        with self._doing(f"claim {key[0]!r}"):
-            (has,) = _checked(
-                self._run(("EVAL", _CLAIM, "1", f"{self._name(key)}:claim", claimant, milliseconds))
-            )
+        name = f"{self._name(key)}:claim"
+        with self._doing(f"claim {key[0]!r}", len(name.encode()) + len(claimant.encode())):
+            (has,) = _checked(self._run(("EVAL", _CLAIM, "1", name, claimant, milliseconds)))
         return bytes(has).decode()
 
     def release(self, key: RedisKey, claimant: str) -> None:
         """End the claim of `claimant`; if somebody else has the object, do nothing."""
+        name = f"{self._name(key)}:claim"
         with self._doing(f"release {key[0]!r}"):
-            _checked(self._run(("EVAL", _RELEASE, "1", f"{self._name(key)}:claim", claimant)))
+            _checked(self._run(("EVAL", _RELEASE, "1", name, claimant)))
 
     # -- values
 
     def _name(self, key: RedisKey) -> str:
+        # By its class alone: what a proxy's target is, would resolve it.
+        if type(key) is not RedisKey and not issubclass(type(key), tuple):
+            raise wrong_key(key, RedisKey)
+        if not key or not isinstance(key[0], str):
+            raise wrong_key(key, RedisKey)
         return self.prefix + key[0]
 
     def _write(self, name: str, parts: tuple[Any, ...], size: int, *then: Command) -> None:
@@ -820,7 +867,8 @@ class RedisConnector(ConnectorMixin[RedisKey]):
 
     def _error(self, error: Exception, operation: str, size: int) -> ConnectorError:
         if isinstance(error, exceptions.OutOfMemoryError):
-            return RedisFullError(self._shown, size, 0)
+            what = "claim" if operation.startswith("claim ") else "object"
+            return RedisFullError(self._shown, size, 0, what)
         reason = str(error)
         if isinstance(error, exceptions.TimeoutError):
             reason += f"; timeout={self.timeout:g} s" if self.timeout else ""
@@ -866,6 +914,46 @@ def _parts_of(url: str) -> tuple[str | None, int | None, str, str | None]:
     hostname = parts.hostname or "localhost"
     shown = f"[{hostname}]" if ":" in hostname else hostname
     return hostname, port, f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}", user
+
+
+class _InUrl(NamedTuple):
+    db: int | None
+    has_password: bool
+
+
+def _options_of(url: str) -> _InUrl:
+    """Return what a URL says that arguments may contradict."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    number = query.get("db", [parts.path.strip("/") if parts.scheme != "unix" else ""])[0]
+    return _InUrl(
+        db=int(number) if number.isdecimal() else None,
+        has_password=bool(parts.password) or "password" in query,
+    )
+
+
+def _check_arguments(port: Any, clear: Any, db: Any, prefix: Any, timeout: Any) -> None:
+    """Raise `TypeError` or `ValueError` for what would do harm, or fail at the first use only."""
+    for name, value in (("port", port), ("db", db)):
+        if type(value) is bool or not (value is None or hasattr(type(value), "__index__")):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if port is not None and not 1 <= port <= _LAST_PORT:
+        raise ValueError(f"port must be from 1 to {_LAST_PORT}, got {port}")
+    if db is None or db < 0:
+        raise ValueError(f"db must be 0 or more, got {db}")
+    if not isinstance(clear, bool):
+        raise TypeError(f"clear must be True or False, got {clear!r}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be text, got {prefix!r}; leave it out for {PREFIX!r}")
+    if not prefix:
+        raise ValueError(
+            f"prefix is empty: clear would delete what others have stored in the database; leave "
+            f"it out for {PREFIX!r}, with which objects without a prefix are found too"
+        )
+    if isinstance(timeout, bool) or not isinstance(timeout, (Real, type(None))):
+        raise TypeError(f"timeout must be a number of seconds, or None, got {timeout!r}")
+    if timeout is not None and not float(timeout) > 0:
+        raise ValueError(f"timeout must be more than 0 seconds, or None, got {timeout}")
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -38,10 +38,30 @@ def check_connector(connector: Connector[Any]) -> None:
         connector: An open connector; objects that are in it stay untouched.
 
     Raises:
-        AssertionError: A promise is broken; the message says which.
+        AssertionError: A promise is broken; the message says whose, and which.
     """
-    assert isinstance(connector, Connector), "has all methods of Connector"
-    assert isinstance(repr(connector), str), "has a repr"
+    try:
+        _check(connector)
+    except AssertionError as error:
+        try:
+            who = repr(connector)
+        except Exception:  # noqa: BLE001 - that may be the promise it breaks
+            who = f"a {type(connector).__name__}"
+        raise AssertionError(f"{who} breaks a promise: {error}") from error
+
+
+def _check(connector: Connector[Any]) -> None:
+    missing = [
+        name
+        for name in vars(Connector)
+        if not name.startswith("_") and not hasattr(connector, name)
+    ]
+    assert not missing, f"it has all methods of Connector (missing: {', '.join(missing)})"
+    try:
+        shown: Any = repr(connector)
+    except Exception as error:
+        raise AssertionError("it has a repr") from error
+    assert isinstance(shown, str), "it has a repr"
     _check_objects(connector)
     _check_batches(connector)
     _check_keys(connector)
