@@ -214,10 +214,20 @@ class _Resolver(weakref.ref["Proxy[Any]"]):
                 raise ValueError("the factory returned the proxy that it should resolve")
         except Exception as error:
             raise ProxyResolveError(
-                f"cannot resolve the proxy, its factory raised {type(error).__name__}: {error}",
-                error,
+                f"cannot resolve the proxy, its factory raised {_in_short(error)}", error
             ) from error
         return target
+
+
+def _in_short(error: Exception) -> str:
+    # The cause is shown beside what it has caused: all of it need not be said twice.
+    name, reason = type(error).__name__, str(error)
+    short = reason if len(reason) <= _REASON else f"{reason[:_REASON].rstrip()}..."
+    return f"{name}: {short}"
+
+
+# How much of a reason, in characters: a few sentences, since a framework's log may show only this.
+_REASON = 300
 
 
 def _after_fork() -> None:
@@ -684,7 +694,11 @@ class Proxy(_CProxy, Generic[T]):
 
     def __index__(self) -> int:
         target = _held(self)
-        return operator.index(target) if hasattr(target, "__index__") else int(target)
+        has_only_int = hasattr(target, "__int__") and not hasattr(target, "__float__")
+        # 2.7 is no index, and none behind a proxy either: the target says so itself.
+        if has_only_int and not hasattr(target, "__index__"):
+            return int(target)
+        return operator.index(target)
 
     def __complex__(self) -> complex:
         return complex(_held(self))

@@ -331,7 +331,8 @@ def test_a_client_is_closed(store):
 
 def test_what_cannot_be_shut_down_is_warned_of(store):
     class Odd:
-        pass
+        def submit(self):
+            raise NotImplementedError
 
     with pytest.warns(RuntimeWarning, match="Cannot shutdown Odd"):
         StoreExecutor(Odd(), store).shutdown()

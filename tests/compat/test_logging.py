@@ -89,6 +89,19 @@ def test_a_batch_names_store_and_number_of_items_and_its_time(store, log, word):
     assert re.search(r"\d ms$", text)
 
 
+def test_a_small_batch_names_its_keys(store, log):
+    keys = store.put_batch(range(20))
+    log("proxystore.store.base")
+    assert store.get_batch(keys) == list(range(20))
+    ((_, text),) = log("proxystore.store.base")
+    assert "GET_BATCH 20 items" in text
+    assert all(repr(key) in text for key in keys)
+    assert store.get_batch(keys + keys[:1])
+    ((_, text),) = log("proxystore.store.base")
+    assert "GET_BATCH 21 items" in text
+    assert repr(keys[0]) not in text
+
+
 def test_unintended_resolves_can_be_counted(store, log):
     # As the user documentation tells people to: lines with the word and the key.
     proxy = store.proxy("x", evict=True, populate_target=False)

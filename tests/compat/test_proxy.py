@@ -15,6 +15,7 @@ import os
 import pathlib
 import pickle
 import sys
+import time
 import types
 import typing
 import weakref
@@ -1243,6 +1244,20 @@ def test_attributes_of_instances() -> None:
     assert of(Plain()).__doc__ == "A target."
     with pytest.raises(AttributeError):
         _ = of([]).__module__
+
+
+@pytest.mark.parametrize(
+    "target", [2.7, np.float64(2), "3", b"3", Decimal(3), 2j, None, [3], str], ids=repr
+)
+def test_what_is_no_index_is_none_behind_a_proxy(target: Any) -> None:
+    with pytest.raises(TypeError) as expected:
+        operator.index(target)
+    for use in (operator.index, range, ["a", "b", "c", "d"].__getitem__, time.sleep):
+        with pytest.raises(TypeError) as caught:
+            use(of(target))
+        assert str(caught.value) == str(expected.value)
+    with pytest.raises(TypeError):
+        np.zeros(of(target))
 
 
 # -- 2.12 Uninitialised proxies -------------------------------------------------------------

@@ -14,17 +14,19 @@ import pytest
 from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
 from proxystore.factory import SimpleFactory
-from proxystore.proxy import is_resolved
+from proxystore.proxy import extract, is_resolved
 from proxystore.store import Store
 from proxystore.store.ref import (
     ReferenceInvalidError,
     RefMutProxy,
     RefProxy,
     borrow,
+    clone,
     mut_borrow,
     update,
 )
 from proxystore.store.scopes import FutureWithCallback, mark_refs_out_of_scope, submit
+from proxystore.store.utils import get_key
 
 
 @pytest.fixture
@@ -358,3 +360,45 @@ def test_in_dask(file_store, protocol, processes):
                 len(ref)
             owner[0] += 1
             update(owner)
+
+
+# -- what is written elsewhere
+
+
+def add(ref):
+    ref.append(99)
+    update(ref)
+
+
+def test_an_owner_sees_what_another_process_has_written(file_store, pool):
+    owner = file_store.owned_proxy([1, 2, 3])
+    key = get_key(owner)
+    future = submit(pool.submit, args=(add, mut_borrow(owner)))
+    future.result(60)
+    assert list(owner) == [1, 2, 3, 99], "also before the borrow has ended"
+    wait_for_callbacks(future)
+    assert list(owner) == [1, 2, 3, 99]
+    update(owner)
+    assert file_store.get(key, cache=False) == [1, 2, 3, 99], "nothing stale is written back"
+    assert clone(owner) == [1, 2, 3, 99]
+    # A second time: the worker, and the store here, have cached what was there before.
+    assert file_store.get(key) == [1, 2, 3, 99]
+    wait_for_callbacks(submit(pool.submit, args=(add, mut_borrow(owner))))
+    here = borrow(owner)
+    assert submit(pool.submit, args=(list, borrow(owner))).result(60) == here
+    assert here == clone(owner) == [1, 2, 3, 99, 99]
+
+
+def test_threads_share_the_target_of_the_owner(store):
+    owner = store.owned_proxy([1])
+    target = extract(owner)
+    with ThreadPoolExecutor(1) as threads:
+        future = submit(threads.submit, args=(list.append, mut_borrow(owner), 2))
+        # `append` is C code, and takes no proxy.
+        with pytest.raises(TypeError):
+            future.result(30)
+        future = submit(threads.submit, args=(add, mut_borrow(owner)))
+        future.result(30)
+        wait_for_callbacks(future)
+    assert extract(owner) is target
+    assert target == [1, 99]

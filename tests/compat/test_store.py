@@ -656,8 +656,8 @@ def test_set_replaces_and_forgets(store):
         store._set(key, "x", serializer=lambda x: "text")
 
     class Plain:
-        def config(self):
-            return {}
+        def put(self, data):
+            return ("key",)
 
     with pytest.raises(NotImplementedError, match="DeferrableConnector"):
         Store("plain", Plain())._set(("key",), "x")

@@ -393,3 +393,20 @@ def test_classes_of_connectors_in_other_processes(tmp_path, definition, cls, say
         check=True,
     )
     assert re.match(says, used.stdout.decode()), used.stdout
+
+
+def test_what_cannot_be_used_is_not_printed(tmp_path):
+    options = {"password": "s3cret"}
+    wrong = [
+        lambda: ConnectorConfig(kind="redis", options=[options]),
+        lambda: ConnectorConfig(kind="redis", options={}, password="s3cret"),
+        lambda: StoreConfig(name="n", connector={"kind": "redis", "options": "s3cret"}),
+        lambda: StoreConfig(name="n", connector={"kind": "redis"}, cache_size=options),
+    ]
+    file = tmp_path / "store.toml"
+    file.write_text('name = "n"\n[connector]\nkind = "redis"\npassword = "s3cret"\n')
+    for make in (*wrong, lambda: StoreConfig.from_toml(file)):
+        with pytest.raises(pydantic.ValidationError) as caught:
+            make()
+        assert "s3cret" not in str(caught.value)
+        assert re.search("options|password|cache_size", str(caught.value)), "what is wrong is said"

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -211,12 +212,37 @@ def test_what_was_taken_over_is_not_evicted(any_store, caplog):
     second = any_store.proxy_from_key(get_key(first), retain=AN_HOUR)
     with consume(first):
         assert len(second) == 1  # after a while
-    assert "longer than 0.05 s" in caplog.text
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert re.search(r" \d+\.\d{3} s after a block took its object for 0.05 s: consumer ", warning)
+    assert f"in process {os.getpid()} on " in warning
+    assert "has it now" in warning
     assert acknowledge(first) is False
     release(first)
     assert any_store.connector.exists(get_key(first))
     assert acknowledge(second) is True
     assert any_store.left() == []
+
+
+def test_a_block_within_another_is_not_said_to_have_been_slow(any_store, caplog):
+    proxy = any_store.proxy("x", retain=AN_HOUR)
+    with consume(proxy), consume(proxy):
+        pass
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "it was acknowledged or evicted meanwhile, and is gone" in warning
+    assert "released" not in warning
+
+
+def test_a_proxy_that_another_thread_has_released_is_not_said_to_have_been_slow(any_store, caplog):
+    proxy = any_store.proxy("x", retain=AN_HOUR)
+    second = other(proxy)
+    with consume(proxy):
+        thread = threading.Thread(target=release, args=(proxy,))
+        thread.start()
+        thread.join(30)
+        assert extract(second) == "x"
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert re.search("it was released meanwhile and consumer .* has it now", warning)
+    assert acknowledge(second)
 
 
 def test_a_consumer_that_was_collected_is_passed_over_at_once(any_store):

@@ -363,6 +363,8 @@ def test_futures_of_a_client_are_dropped_not_cancelled(threads, store):
     """The client may have given the same one to somebody else."""
 
     class Client:
+        submit = threads.submit
+
         def map(self, function, *iterables):
             self.futures = [
                 threads.submit(function, *args) for args in zip(*iterables, strict=True)
@@ -556,13 +558,13 @@ def test_partials_methods_and_builtins(pool, store):
     assert executor.submit(sum, [1, 2]).result() == 3
 
 
-def test_equal_wrappers_are_equal_wherever_they_go(store):
-    executor, other = wrap(None, store), wrap(None, store, ProxyNever())
+def test_equal_wrappers_are_equal_wherever_they_go(store, threads):
+    executor, other = wrap(threads, store), wrap(threads, store, ProxyNever())
     task = executor._task(add)
-    assert task == executor._task(add) == wrap(None, store)._task(add)
+    assert task == executor._task(add) == wrap(threads, store)._task(add)
     assert task != executor._task(identity)
     assert task != other._task(add)
-    assert task != wrap(None, store, ownership=False)._task(add)
+    assert task != wrap(threads, store, ownership=False)._task(add)
     assert task != add
     arrived = pickle.loads(pickle.dumps(task))
     assert arrived == task

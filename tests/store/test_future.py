@@ -32,6 +32,8 @@ from proxystore.store.exceptions import (
     ProxyResolveMissingKeyError,
     ProxyResolveTimeoutError,
 )
+from proxystore.store.factory import PollingStoreFactory
+from proxystore.store.future import Future
 from proxystore.store.utils import resolve_async
 
 # So long that a test which is not told about the result fails.
@@ -1092,3 +1094,41 @@ def test_errors_travel_where_tblib_is_switched_on():
         [sys.executable, "-c", script], input=pickle.dumps(errors), capture_output=True
     )
     assert run.returncode == 0, run.stderr.decode()
+
+
+# -- what was overwritten elsewhere
+
+
+def elsewhere(future):
+    """Return the future in another store over the same files, as in another process."""
+    config = future._factory.store_config
+    other = Store("elsewhere", FileConnector(**config.connector.options), register=True)
+    factory = PollingStoreFactory(future._factory.key, other.config())
+    return other, Future(factory)
+
+
+def test_who_has_got_the_result_goes_on_seeing_it(files):
+    future = files.future()
+    future.set_result("first")
+    assert future.result(0) == "first"
+    other, there = elsewhere(future)
+    with other:
+        there.set_exception(Told("second"), overwrite=True)
+        with pytest.raises(Told):
+            there.result(0)
+        assert (future.done(), future.result(0), future.exception(0)) == (True, "first", None)
+        files.cache.evict(future._factory.key)
+        assert isinstance(future.exception(0), Told)
+        with pytest.raises(Told):
+            future.result(0)
+        assert future.done()
+
+
+def test_a_result_that_replaces_an_exception_is_seen_by_all(files):
+    future = files.future()
+    future.set_exception(Told("first"))
+    assert isinstance(future.exception(0), Told)
+    other, there = elsewhere(future)
+    with other:
+        there.set_result("second", overwrite=True)
+        assert (future.done(), future.exception(0), future.result(0)) == (True, None, "second")

@@ -807,3 +807,58 @@ def test_plain_proxies_of_an_owned_object_hold_nothing(store):
     with pytest.raises(ProxyResolveError):
         len(proxy)
     unregister_store(store)
+
+
+# -- what was sent away to be changed
+
+
+@pytest.mark.parametrize("how", ["marked", "dropped"])
+def test_an_owner_that_was_used_meanwhile_forgets_what_it_saw(store, how):
+    owner = store.owned_proxy([1])
+    ref = mut_borrow(owner)
+    there = pickle.loads(pickle.dumps(ref))
+    assert owner == [1]
+    there.append(2)
+    update(there)
+    if how == "marked":
+        mark_refs_out_of_scope(ref)
+    del ref
+    assert owner == [1, 2]
+    assert borrow(owner) == [1, 2]
+    assert clone(owner) == [1, 2]
+
+
+def test_an_owner_forgets_a_hash_that_may_be_another_by_now(store):
+    owner = store.owned_proxy(5)
+    ref = mut_borrow(owner)
+    there = pickle.loads(pickle.dumps(ref))
+    there += 1
+    update(there)
+    del ref
+    assert isinstance(owner, int)
+    assert not is_resolved(owner), "the class is known"
+    assert hash(owner) == hash(6)
+    assert owner == 6
+
+
+def test_a_target_is_let_go_of_without_the_lock(store):
+    free = []
+
+    def see():
+        with contextlib.suppress(RuntimeError):
+            free.append(ref_module._lock.acquire(timeout=5))
+            ref_module._lock.release()
+
+    class Watched(list):
+        def __del__(self):
+            thread = threading.Thread(target=see)
+            thread.start()
+            thread.join(10)
+
+    owner = store.owned_proxy(5)
+    owner.__proxy_wrapped__ = Watched()
+    ref = mut_borrow(owner, populate_target=False)
+    pickle.dumps(ref)
+    owner.__proxy_wrapped__ = Watched()
+    mark_refs_out_of_scope(ref)
+    assert free == [True, True]

@@ -366,3 +366,15 @@ def test_missing_objects_are_errors_through_proxies_and_without():
         store.evict(proxy.__proxy_factory__.key)
         with pytest.raises(ProxyResolveError, match="gone"):
             len(proxy)
+
+
+def test_a_failed_resolve_says_in_short_what_its_cause_says_in_full():
+    reason = "; ".join(f"line {i} of a very long reason" for i in range(100))
+
+    def fail():
+        raise ValueError(reason)
+
+    with pytest.raises(ProxyResolveError, match=r"ValueError: line 0 of .*\.\.\.$") as caught:
+        len(Proxy(fail))
+    assert len(str(caught.value)) < 400
+    assert str(caught.value.__cause__) == reason

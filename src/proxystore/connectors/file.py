@@ -359,6 +359,17 @@ class FileConnector(ConnectorMixin[FileKey]):
                 if entry.name.startswith(prefix) and OBJECT_NAME.match(entry.name):
                     yield FileKey(entry.name)
 
+    def remove_unfinished(self, prefix: str) -> None:
+        """Remove what killed processes have written of objects whose names start with `prefix`.
+
+        For whoever knows that no process is writing one: its `set` would then fail.
+        """
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.store_dir) as entries:
+            for entry in entries:
+                # As `set_buffers` names them.
+                if entry.name[_ASIDE:].startswith(prefix) and OBJECT_NAME.match(entry.name[1:]):
+                    _unlink(entry.path)
+
     # -- claiming
 
     def expect_claims(self) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from proxystore.store.metrics import StoreMetrics
 
 
+# Keys of a batch: more would make a line that nobody reads.
+_MOST_NAMED = 20
+
+
 class Silent:
     """An operation that nobody observes."""
 
@@ -70,8 +74,8 @@ class Operation(Silent):
         verb = self._name.rpartition(".")[2].upper()
         if exc_type is not None:
             self._log.debug(
-                "Store(name=%r): %s of %r failed after %.3f ms: %s",
-                *(self._store, verb, self._key, elapsed_ms, exc_type.__name__),
+                "Store(name=%r): %s of %s failed after %.3f ms: %s",
+                *(self._store, verb, self._shown(), elapsed_ms, exc_type.__name__),
             )
             return
         if self._metrics is not None and self._key is not None:
@@ -83,11 +87,16 @@ class Operation(Silent):
                 self._metrics.add_time(f"{self._name}.{name}", self._key, step_ms)
             self._metrics.add_time(self._name, self._key, elapsed_ms)
         if self._log.isEnabledFor(logging.DEBUG):
-            what = f"{len(self._key)} items" if isinstance(self._key, list) else repr(self._key)
             self._log.debug(
                 "Store(name=%r): %s %s%s in %.3f ms",
-                *(self._store, verb, what, self._detail, elapsed_ms),
+                *(self._store, verb, self._shown(), self._detail, elapsed_ms),
             )
+
+    def _shown(self) -> str:
+        if not isinstance(self._key, list):
+            return repr(self._key)
+        named = f" {self._key!r}" if len(self._key) <= _MOST_NAMED else ""
+        return f"{len(self._key)} items{named}"
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -25,7 +25,7 @@ from proxystore.serialize import (
     serialize,
 )
 from proxystore.store import _threads, _wire
-from proxystore.store._codec import Codec, Encoded, joined, parts_of, size_of
+from proxystore.store._codec import Codec, Encoded, joined, name_of, parts_of, size_of
 from proxystore.store._failures import failure_in
 from proxystore.store._inflight import INTERRUPTED, Flight, Flights
 from proxystore.store._observe import Observer, Silent
@@ -37,7 +37,7 @@ from proxystore.store.exceptions import NonProxiableTypeError, ProxyResolveMissi
 from proxystore.store.factory import PollingStoreFactory, StoreFactory, check_polling
 from proxystore.store.future import Future
 from proxystore.store.info import ObjectInfo, info_of
-from proxystore.store.lifetimes import Lifetime
+from proxystore.store.lifetimes import Lifetime, no_key
 from proxystore.store.metrics import StoreMetrics
 from proxystore.store.ref import OwnedProxy, into_owned
 from proxystore.store.types import ConnectorKeyT, ConnectorT, DeserializerT, SerializerT
@@ -93,6 +93,7 @@ class Store(Generic[ConnectorT]):
 
     Raises:
         ValueError: `cache_size` or `cache_bytes` is negative, or `cache_bytes` no size.
+        TypeError: An argument is of a type that it cannot be.
         StoreExistsError: `register` is set and the name is taken.
 
     Attributes:
@@ -114,8 +115,7 @@ class Store(Generic[ConnectorT]):
         verify: bool | None = None,
         cache_bytes: int | str | None = None,
     ) -> None:
-        if cache_size < 0:
-            raise ValueError(f"cache_size must be 0 (no caching) or more, got {cache_size}")
+        _check_arguments(name, connector, cache_size, verify)
         cache_bytes = size_from(cache_bytes, "cache_bytes")
         self._name = name
         self.connector = connector
@@ -297,6 +297,7 @@ class Store(Generic[ConnectorT]):
         Raises:
             SerializationError: The object cannot be pickled; nothing is stored.
             TypeError: The serializer did not return bytes; nothing is stored.
+            TypeError: `lifetime` is no `Lifetime`; nothing is stored.
             RuntimeError: The lifetime has ended; nothing is stored.
         """
         _require_open(lifetime)
@@ -520,7 +521,11 @@ class Store(Generic[ConnectorT]):
         Raises:
             SerializationError: The data cannot be deserialized, or are not what was
                 written; the message names the key, ``__cause__`` says what is wrong.
+            TypeError: `key` is no key but a proxy, for one: see `get_key`. All methods that
+                take keys raise it.
         """
+        if not issubclass(type(key), tuple):
+            raise no_key(key, "get")
         with self._observe("store.get") as op:
             op.on(key)
             if not cache:
@@ -630,7 +635,7 @@ class Store(Generic[ConnectorT]):
         Raises:
             SerializationError: As for `get`; the other objects of the batch may be cached.
         """
-        keys = list(keys)
+        keys = _keys_in(keys)
         with self._observe("store.get_batch") as op:
             op.on(keys)
             objs: dict[ConnectorKeyT, Any] = {}
@@ -705,6 +710,8 @@ class Store(Generic[ConnectorT]):
 
     def exists(self, key: ConnectorKeyT) -> bool:
         """Say whether there is an object under a key: in the cache, or at the connector."""
+        if not issubclass(type(key), tuple):
+            raise no_key(key, "exists")
         with self._observe("store.exists") as op:
             op.on(key)
             if self.cache.exists(key):
@@ -722,6 +729,8 @@ class Store(Generic[ConnectorT]):
             SerializationError: What is said at the beginning of the data contradicts itself
                 or their length.
         """
+        if not issubclass(type(key), tuple):
+            raise no_key(key, "info")
         with self._observe("store.info") as op:
             op.on(key)
             with op.step("connector"), self._exclusive() as connector:
@@ -741,6 +750,8 @@ class Store(Generic[ConnectorT]):
 
         Caches of other processes keep it until they drop it.
         """
+        if not issubclass(type(key), tuple):
+            raise no_key(key, "evict")
         connector: Any = self.connector
         if _can(connector, "thread_safe") and not self._observe.listens():
             # A third of the time: owners are dropped by the thousand.
@@ -762,6 +773,11 @@ class Store(Generic[ConnectorT]):
         if not (_can(connector, "wait") and _can(connector, "thread_safe")):
             return False
         return bool(connector.wait(key, seconds))
+
+    def _remembers(self, key: ConnectorKeyT, deserializer: DeserializerT | None) -> bool:
+        """Say whether `get` would return what it has returned before."""
+        found = self.cache.peek(key)
+        return found is not None and found.deserializer is deserializer
 
     def _failure(self, key: ConnectorKeyT) -> Exception | None:
         """Return the exception that is stored in place of an object; None if none is."""
@@ -938,6 +954,8 @@ class Store(Generic[ConnectorT]):
         _require_one_end(evict, lifetime, retain)
         retain = self._checked_retain(retain)
         _require_open(lifetime)
+        if not issubclass(type(key), tuple):
+            raise no_key(key, "proxy_from_key")
         logger.debug("Store(name=%r): PROXY_FROM_KEY %r", self.name, key)
         proxy = self._proxy(key, None, evict, retain, deserializer, False)
         if lifetime is not None:
@@ -1182,9 +1200,48 @@ def _require_one_end(evict: bool, lifetime: Lifetime | None, retain: float | Non
         raise ValueError(f"The {', '.join(names)} parameters exclude each other: set one of them")
 
 
+def _check_arguments(name: object, connector: Any, cache_size: Any, verify: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a store must be a str, got {type(name).__name__}")
+    # Not whether it is a `Connector`: stand-ins for tests need not be complete.
+    kind = connector if isinstance(connector, type) else type(connector)
+    if isinstance(connector, type) or not callable(getattr(connector, "put", None)):
+        raise TypeError(
+            f"connector must be an open connector, such as FileConnector(directory), got "
+            f"{'the class ' * isinstance(connector, type)}{name_of(kind)}"
+        )
+    if isinstance(cache_size, bool) or not isinstance(cache_size, int):
+        raise TypeError(
+            f"cache_size must be a number of objects, an int, got {type(cache_size).__name__}"
+        )
+    if cache_size < 0:
+        raise ValueError(f"cache_size must be 0 (no caching) or more, got {cache_size}")
+    if verify is not None and not isinstance(verify, bool):
+        raise TypeError(f"verify must be True, False or None, got {type(verify).__name__}")
+
+
+def _keys_in(keys: Sequence[ConnectorKeyT]) -> list[ConnectorKeyT]:
+    try:
+        found = list(keys)
+    except TypeError:
+        raise no_key(keys, "get_batch") from None
+    for key in found:
+        if not issubclass(type(key), tuple):
+            # One key, which is a tuple of other things, or a proxy of what is no list of keys.
+            raise no_key(keys if issubclass(type(keys), (tuple, Proxy)) else key, "get_batch")
+    return found
+
+
 def _require_open(lifetime: Lifetime | None) -> None:
     # Before anything is stored: afterwards it would stay for ever.
-    if lifetime is not None and lifetime.done():
+    if lifetime is None:
+        return
+    if isinstance(lifetime, type) or not isinstance(lifetime, Lifetime):
+        raise TypeError(
+            f"lifetime must be a Lifetime, such as ContextLifetime(store), got {lifetime!r}; "
+            f"nothing was stored"
+        )
+    if lifetime.done():
         raise RuntimeError(f"{lifetime!r} has ended; nothing was stored")
 
 

@@ -50,7 +50,8 @@ class ConnectorConfig(BaseModel):
         options: Keyword arguments of its constructor.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    # What cannot be used may hold a password, and errors end up in logs.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     kind: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -129,8 +130,13 @@ def size_from(value: int | str | None, name: str) -> int | None:
         name: What it is called in the error.
 
     Raises:
+        TypeError: It is True or False.
         ValueError: It is not a size, or negative.
     """
+    if isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a number of bytes, a size such as '1 GB', or None, got bool"
+        )
     error = ValueError(
         f"{name} must be a number of bytes of 0 or more, a size such as '1 GB', or None for no "
         f"limit, got {value!r}"
@@ -160,7 +166,7 @@ class StoreConfig(BaseModel):
             number; None (left out of TOML): no limit.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # as above
 
     name: str
     connector: ConnectorConfig

@@ -49,7 +49,7 @@ from proxystore.store.factory import StoreFactory
 from proxystore.store.lifetimes import _Alarm, _clock_of
 from proxystore.store.types import ConnectorKeyT, DeserializerT
 from proxystore.store.utils import _factory_of
-from proxystore.utils._process import identity, is_dead
+from proxystore.utils._process import identity, is_dead, shown
 
 __all__ = ["RetainingStoreFactory", "acknowledge", "consume", "release"]
 
@@ -110,8 +110,9 @@ def consume(proxy: Proxy[T]) -> Iterator[T]:
     """Take the object of a proxy that was made with `retain`, for the length of a block.
 
     Acknowledges when the block ends well, releases when it raises. If that fails in turn, it
-    is logged, and the block's exception is the one that is raised. That the block took too
-    long, so that somebody else has the object now, is logged as a warning.
+    is logged, and the block's exception is the one that is raised. That somebody else has the
+    object at the end of the block, or has evicted it, is logged as a warning: the block took
+    too long, or another one of this process used the same proxy.
 
         with consume(proxy) as obj:
             ...
@@ -127,6 +128,7 @@ def consume(proxy: Proxy[T]) -> Iterator[T]:
     if is_resolved(proxy) and not factory.renew():
         _forget_target(proxy)  # it was given back, or taken over
     obj = extract(proxy)
+    start, attempt = monotonic(), factory.attempt
     try:
         yield obj
     except BaseException:
@@ -135,11 +137,12 @@ def consume(proxy: Proxy[T]) -> Iterator[T]:
         except Exception:  # the first error is the one to know about
             logger.exception("cannot release %r, nobody gets it for %g s", factory, factory.retain)
         raise
-    if not factory.acknowledge():
+    found = factory.settle()
+    if found is not None:
+        given_back = "it was released meanwhile and " if factory.attempt != attempt else ""
         logger.warning(
-            "%r was used for longer than %g s, and is gone or somebody else's by now: it may "
-            "have been used twice",
-            *(factory, factory.retain),
+            "%r cannot be acknowledged, %.3f s after a block took its object for %g s: %s%s",
+            *(factory, monotonic() - start, factory.retain, given_back, found),
         )
 
 
@@ -344,6 +347,7 @@ class RetainingStoreFactory(StoreFactory[T], Generic[T]):
 
     Attributes:
         retain: As given. None: the object has an owner by now, and is got like any other.
+        attempt: How often it was released in this process.
     """
 
     _travels_small = True
@@ -351,7 +355,7 @@ class RetainingStoreFactory(StoreFactory[T], Generic[T]):
     # Of one process; those of an unpickled one are these.
     _claimant: str | None = None
     _pid: int | None = None
-    _attempt = 0
+    attempt = 0
 
     def __init__(
         self,
@@ -376,14 +380,14 @@ class RetainingStoreFactory(StoreFactory[T], Generic[T]):
             return super().resolve()
         start = perf_counter_ns()
         store = self.get_store()
-        attempt = self._attempt
+        attempt = self.attempt
         taken = self._take(store, self.retain, attempt)
         try:
             # Not from the cache, nor into it: it would outlive that somebody acknowledges.
             obj = store.get(self.key, deserializer=self.deserializer, default=_MISSING, cache=False)
             if obj is _MISSING:
                 raise ProxyResolveMissingKeyError(self.key, type(store), store.name)
-            if self._attempt != attempt:
+            if self.attempt != attempt:
                 raise self._was_released()
         except BaseException:
             try:
@@ -404,7 +408,7 @@ class RetainingStoreFactory(StoreFactory[T], Generic[T]):
             if not _exists(store, self.key):
                 raise ProxyResolveMissingKeyError(self.key, type(store), store.name)
             sleep(next(waits))
-            if self._attempt != attempt:
+            if self.attempt != attempt:
                 raise self._was_released()
 
     def _try_to_take(self, store: Any, retain: float) -> _Taken | None:
@@ -436,25 +440,31 @@ class RetainingStoreFactory(StoreFactory[T], Generic[T]):
 
     def acknowledge(self) -> bool:
         """Do what the function of that name does."""
+        return self.settle() is None
+
+    def settle(self) -> str | None:
+        """Evict the object; return what has become of it if that is not possible, as text."""
         claimant = self._name()
         taken = _taken.get(claimant) or _Taken(self, self.get_store(), claimant)
         self._obj_future = None
         with taken.busy, taken.store._observe("store.acknowledge") as op:
             op.on(self.key)
-            if taken.claim(max(taken.retain, _EVICTING)) != claimant:
-                return False
+            has = taken.claim(max(taken.retain, _EVICTING))
+            if has != claimant:
+                process, _, consumer = has.rpartition(" ")
+                return f"consumer {consumer} in {shown(process)} has it now, and may use it again"
             was_there = _exists(taken.store, self.key)
             if was_there:
                 taken.store.evict(self.key)
             else:
                 taken.give_back()
             taken.drop()
-            return was_there
+            return None if was_there else "it was acknowledged or evicted meanwhile, and is gone"
 
     def release(self) -> None:
         """Do what the function of that name does, but for the proxy."""
         with _lock:
-            self._attempt += 1
+            self.attempt += 1
         resolving = self._background()
         if resolving is not None:
             resolving.exception()  # it gives up within a second
@@ -493,7 +503,7 @@ class RetainingStoreFactory(StoreFactory[T], Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes, without what it is in this process."""
-        mine = ("_claimant", "_pid", "_attempt")
+        mine = ("_claimant", "_pid", "attempt")
         return {name: value for name, value in super().__getstate__().items() if name not in mine}
 
     def __reduce_ex__(self, protocol: Any) -> Any:

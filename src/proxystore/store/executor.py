@@ -31,6 +31,7 @@ from typing import Any, ParamSpec, TypeVar
 from proxystore.factory import SimpleFactory
 from proxystore.proxy import Proxy, ProxyResolveError, extract, get_factory, is_resolved
 from proxystore.store import _wire
+from proxystore.store._codec import name_of
 from proxystore.store._registry import get_or_create_store, store_at
 from proxystore.store.base import Store
 from proxystore.store.config import StoreConfig
@@ -85,11 +86,19 @@ class ProxyType(_Policy):
     Args:
         types: The classes.
 
+    Raises:
+        TypeError: One is nothing that `isinstance` takes.
+
     Attributes:
         types: The classes.
     """
 
     def __init__(self, *types: type) -> None:
+        for kind in types:
+            try:
+                isinstance(None, kind)
+            except TypeError:  # noqa: PERF203 - as `isinstance` goes through them
+                raise TypeError(f"ProxyType takes classes, such as list, got {kind!r}") from None
         self.types = types
 
     def __call__(self, item: Any) -> bool:
@@ -97,7 +106,7 @@ class ProxyType(_Policy):
         return isinstance(item, self.types)
 
     def __repr__(self) -> str:
-        return f"ProxyType({', '.join(kind.__qualname__ for kind in self.types)})"
+        return f"ProxyType({', '.join(map(name_of, self.types))})"
 
 
 def _can_be_proxied(item: Any) -> bool:
@@ -386,6 +395,10 @@ class StoreExecutor(Executor):
             proxies, whose objects stay in the store.
         close_store: `shutdown` closes the store.
 
+    Raises:
+        TypeError: `executor` has no `submit`, `store` is no `Store` or `should_proxy` cannot be
+            called.
+
     Attributes:
         executor: As given, as are `store`, `should_proxy`, `ownership` and `close_store`.
     """
@@ -399,6 +412,17 @@ class StoreExecutor(Executor):
         ownership: bool = True,
         close_store: bool = True,
     ) -> None:
+        if isinstance(executor, type) or not callable(getattr(executor, "submit", None)):
+            raise TypeError(
+                f"executor must have a submit(), as ThreadPoolExecutor() has, got {executor!r}"
+            )
+        if not isinstance(store, Store):
+            raise TypeError(f"store must be a Store, got {store!r}")
+        if should_proxy is not None and not callable(should_proxy):
+            raise TypeError(
+                f"should_proxy must be callable, such as ProxyType(list), or None for nothing, "
+                f"got {should_proxy!r}"
+            )
         self.executor = executor
         self.store = store
         self.should_proxy = ProxyNever() if should_proxy is None else should_proxy

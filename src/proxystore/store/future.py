@@ -2,8 +2,10 @@
 
 What a future knows lies in its store and nowhere else, under one key: nothing (it is not
 done), the result, or in its place an exception. So all copies of a future agree, in every
-process; and none can do what the store's connector cannot. In particular two producers, or
-one and a `cancel`, at the very same moment do not see each other: the last one wins.
+process, but for one thing: who has got a result goes on seeing it, while the cache of its
+store has it, though it was overwritten (`overwrite=True`) or evicted elsewhere since. And none
+can do what the store's connector cannot. In particular two producers, or one and a `cancel`,
+at the very same moment do not see each other: the last one wins.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ class Future(Generic[T]):
 
     A future is done while there is something under its key. Once the result has been
     evicted (by `evict=True`, a lifetime, or anybody) it is not done any more, and `result`
-    waits for another one. Exceptions and cancellations are never evicted by consumers.
+    waits for another one. Exceptions and cancellations are never evicted by consumers. A
+    process that has got the result and still has it in its store's cache does not learn that
+    it was overwritten or evicted by another one: `done`, `result` and `exception` there go by
+    what it has got.
 
     A producer that is killed tells nobody: give futures a `polling_timeout`, and producers
     `with future.producing():`, which tells of all that Python can catch.
@@ -96,7 +101,8 @@ class Future(Generic[T]):
 
         Args:
             timeout: How long to wait, in seconds; 0: look once. None: as long as the
-                future's `polling_timeout`.
+                future's `polling_timeout`. A connector that does not answer can make it longer
+                by as much as its own time-out.
 
         Raises:
             ProxyResolveTimeoutError: It has not come in time; a
@@ -117,7 +123,10 @@ class Future(Generic[T]):
         """
         factory = self._factory
         timeout = factory._polling_timeout if timeout is None else timeout
-        factory._wait(factory.get_store(), timeout)
+        store = factory.get_store()
+        factory._wait(store, timeout)
+        if store._remembers(factory.key, factory.deserializer):
+            return None  # as `result`, whatever there is by now
         error = self._failure()
         if isinstance(error, FutureCancelledError):
             raise error
@@ -146,7 +155,12 @@ class Future(Generic[T]):
         Functions are called in the order in which they were added, by one daemon thread
         for all of a future, which waits without regard to `polling_timeout`. What they
         raise is logged. They do not travel with the future.
+
+        Raises:
+            TypeError: `fn` is not callable.
         """
+        if not callable(fn):
+            raise TypeError(f"fn must be callable with the future, got {type(fn).__name__}")
         watch = self._watch
         if watch is not None and watch.add(fn):
             return

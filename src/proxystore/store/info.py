@@ -25,8 +25,8 @@ class ObjectInfo:
         nbytes: Length of what is stored, in bytes: with a header, and padded.
         type_name: ``module.qualname`` of the object's class.
         kind: How the object is encoded: one of `proxystore.serialize.frames.KIND_NAMES`.
-        created: When it was encoded, in UTC, by the clock of the host that did it. None
-            also for what version 2.0 has stored.
+        created: When it was encoded, in UTC, by the clock of the host that did it. None also
+            for data in version 1 of the stored form, which `docs/wire_format.md` describes.
         owner: Who encoded it: ``user@host:pid``. None as for `created`.
         digest: 32 hexadecimal digits, equal for equal objects. None also where the content
             was written without a checksum (see `verify` of `Store`).

@@ -42,6 +42,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def no_key(given: object, act: str) -> TypeError:
+    """Return what is raised for something that is no key; a proxy among that is not resolved.
+
+    Args:
+        given: What was given.
+        act: The method that takes keys.
+    """
+    what = repr(given)
+    advice = "a key is a tuple, as put() returns it"
+    if issubclass(type(given), Proxy):
+        advice = "get_key(proxy) is the key of a proxy"
+    elif act == "get_batch":
+        advice = "pass a list of keys, which are tuples, as put() returns them"
+    return TypeError(f"{act}() cannot find an object by {what[:200]}: {advice}")
+
+
+def _require_store(store: Any) -> None:
+    # Told by its methods, since its module imports this one; connectors have no `proxy`.
+    has_both = all(callable(getattr(store, method, None)) for method in ("evict", "proxy"))
+    if isinstance(store, type) or not has_both:
+        raise TypeError(f"store must be a Store, whose objects are evicted, got {store!r}")
+
+
 @runtime_checkable
 class Lifetime(Protocol):
     """Evicts what is attached to it when it ends."""
@@ -93,6 +116,12 @@ class _Lifetime:
                 raise RuntimeError(f"{self!r} has ended: nothing can be attached to it any more")
             for store, key in attached:
                 self._attached.setdefault(store, set()).add(key)
+
+    def _attach_keys(self, store: Any, keys: tuple[Any, ...]) -> None:
+        for key in keys:
+            if not issubclass(type(key), tuple):
+                raise no_key(key, "add_key")
+        self._attach((store, key) for key in keys)
 
     def close(self, *, close_stores: bool = False) -> None:
         """Evict everything that is attached, then end; does nothing if it has ended.
@@ -175,11 +204,15 @@ class ContextLifetime(_Lifetime):
         store: Whose objects.
         name: What it is called in logs. None: a new UUID.
 
+    Raises:
+        TypeError: `store` is no `Store`.
+
     Attributes:
         store: As given, as is `name`.
     """
 
     def __init__(self, store: Store[Any], *, name: str | None = None) -> None:
+        _require_store(store)
         super().__init__()
         self.store = store
         self.name = str(uuid.uuid4()) if name is None else name
@@ -215,8 +248,9 @@ class ContextLifetime(_Lifetime):
 
         Raises:
             RuntimeError: The lifetime has ended.
+            TypeError: One is no key; none is attached.
         """
-        self._attach((self.store, key) for key in keys)
+        self._attach_keys(self.store, keys)
         logger.debug("%r: added %r", self, keys)
 
     def add_proxy(self, *proxies: Proxy[Any]) -> None:
@@ -249,7 +283,8 @@ class LeaseLifetime(ContextLifetime):
         name: As for `ContextLifetime`.
 
     Raises:
-        TypeError: `expiry` is neither a datetime nor a timedelta nor a number.
+        TypeError: `expiry` is neither a datetime nor a timedelta nor a number, or `store` no
+            `Store`.
         ValueError: `expiry` is not a number of seconds (nan).
     """
 
@@ -588,13 +623,15 @@ class StaticLifetime(_Lifetime):
         Raises:
             ValueError: `store` is None.
             RuntimeError: The lifetime has ended.
+            TypeError: One is no key, or `store` no `Store`; none is attached.
         """
         if store is None:
             raise ValueError(
                 f"{type(self).__name__}.add_key requires the store parameter: keys of several "
                 f"stores are attached to it, and do not say whose they are"
             )
-        self._attach((store, key) for key in keys)
+        _require_store(store)
+        self._attach_keys(store, keys)
         logger.debug("%r: added %r of %r", self, keys, store)
 
     def add_proxy(self, *proxies: Proxy[Any]) -> None:

@@ -345,13 +345,15 @@ class BaseRefProxy(Proxy[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         kind = _kind_name(type(self))
         resolver = _state(self)
-        target = None
+        targets = None
+        if _writes_for(self) is not None:
+            _forget_cached(resolver.factory)
         with _lock:
             if resolver.ended is None:
-                target = _move(self, resolver)
+                targets = _move(self, resolver)
             elif resolver.ended is not _MOVED:
                 raise _invalid(resolver, self, resolver.ended)
-        del target
+        del targets
         default_class, default_hash = resolver.defaults or (
             self.__proxy_default_class__,
             self.__proxy_default_hash__,
@@ -521,7 +523,9 @@ def end_borrow(
     """
     resolver = _state(borrower)
     writes = issubclass(type(borrower), RefMutProxy)
-    target = None
+    target = replaced = None
+    if resolver.ended is _MOVED and _writes_for(borrower) is not None:
+        _forget_cached(resolver.factory)  # before the owner, which would find it there again
     with _lock:
         owner = borrower.__proxy_owner__
         if must_have_owner and owner is None and resolver.ended is None:
@@ -533,17 +537,31 @@ def end_borrow(
         if owner is not None:
             if writes:
                 owner.__proxy_ref_mut_count__ -= 1
-                # Another process may have called update().
-                owner.__proxy_version__ += resolver.ended is _MOVED
+                if resolver.ended is _MOVED:  # another process may have called update()
+                    owner.__proxy_version__ += 1
+                    replaced = _outdate(owner)
             else:
                 owner.__proxy_ref_count__ -= 1
         if resolver.ended is None:
             target = _end(borrower, resolver, reason)
         _alive.pop(id(borrower), None)
-    del target
-    if writes and owner is not None and resolver.ended is _MOVED:
-        _forget_cached(resolver.factory)
+    del target, replaced
     del owner  # which may be the last reference to it
+
+
+def _outdate(owner: OwnedProxy[Any]) -> Any:
+    """Let the next use of an owner get what is stored; otherwise as `_end`.
+
+    The cached class stays, so that looking at the owner need not fetch: what replaces an object
+    is of its class.
+    """
+    if isinstance(owner.__proxy_default_hash__, int):
+        owner.__proxy_default_hash__ = None
+    if not _is_held(owner):
+        return None
+    target = _held(owner)
+    del owner.__proxy_held__
+    return target
 
 
 def _destroy(owner: OwnedProxy[Any], reason: str, *, anyway: bool = False) -> None:
@@ -587,11 +605,23 @@ def _destroy(owner: OwnedProxy[Any], reason: str, *, anyway: bool = False) -> No
 
 def _move(ref: BaseRefProxy[Any], resolver: _RefResolver) -> Any:
     """End a reference because it is being pickled; otherwise as `_end`."""
+    # Of who lends it to be changed elsewhere, too: who waits for a task may use the owner before
+    # the borrow has ended, which is noted a moment later.
+    owner = _writes_for(ref)
+    replaced = None if owner is None else _outdate(owner)
     if issubclass(type(ref), OwnedProxy):
         if _alive.pop(id(ref), None) is None:
             raise _invalid(resolver, ref, _FORKED)
         _unlist(resolver)
-    return _end(ref, resolver, _MOVED)
+    return _end(ref, resolver, _MOVED), replaced
+
+
+def _writes_for(ref: BaseRefProxy[Any]) -> OwnedProxy[Any] | None:
+    """Return the owner of a `RefMutProxy`, if that is in this process."""
+    if not issubclass(type(ref), RefMutProxy):
+        return None
+    owner: OwnedProxy[Any] | None = object.__getattribute__(ref, "__proxy_owner__")
+    return owner
 
 
 def _proxy_trampoline(
@@ -678,7 +708,9 @@ def mut_borrow(proxy: OwnedProxy[T], *, populate_target: bool = True) -> RefMutP
     """Return the only reference to the object, to change it; never resolves.
 
     Arguments are those of `borrow`. Changes stay in this process, where owner and reference
-    have the same target, until `update`.
+    have the same target, until `update`. Once the reference is pickled, and again when the
+    borrow ends then, the owner forgets its target: its next use gets what is stored, and what
+    was changed here without `update` is gone.
 
     Raises:
         ReferenceNotOwnedError: `proxy` is no owner.

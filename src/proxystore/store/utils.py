@@ -48,8 +48,11 @@ def resolve_batch(proxies: Iterable[Proxy[Any]]) -> None:
 
     Raises:
         ProxyResolveError: The first failure, once all others that can be are resolved.
+        TypeError: One is no proxy; none is resolved.
     """
     proxies = list(proxies)
+    for proxy in proxies:
+        _require_proxy(proxy, "resolve_batch")
     batches: dict[tuple[int, int], tuple[Any, list[StoreFactory[Any]]]] = {}
     for proxy in proxies:
         factory = None if is_resolved(proxy) else getattr(proxy, "__proxy_factory__", None)
@@ -101,7 +104,9 @@ async def aresolve(proxy: Proxy[T]) -> T:
 
     Raises:
         ProxyResolveError: The factory failed.
+        TypeError: `proxy` is none.
     """
+    _require_proxy(proxy, "aresolve")
     if not is_resolved(proxy):
         kind = type(getattr(proxy, "__proxy_factory__", None))
         # What a future waits for may have to be stored by others who want a thread.
@@ -112,6 +117,11 @@ async def aresolve(proxy: Proxy[T]) -> T:
 
 
 def _factory_of(proxy: Proxy[Any]) -> StoreFactory[Any]:
+    if not issubclass(type(proxy), Proxy):
+        raise ProxyStoreFactoryError(
+            f"The proxy must contain a factory with type StoreFactory, got no proxy but a "
+            f"{type(proxy).__name__}"
+        )
     factory = store_factory(proxy)
     if factory is None:
         raise ProxyStoreFactoryError(
@@ -119,3 +129,8 @@ def _factory_of(proxy: Proxy[Any]) -> StoreFactory[Any]:
             f"this one's is a {type(get_factory(proxy)).__name__}"
         )
     return factory
+
+
+def _require_proxy(proxy: object, act: str) -> None:
+    if not issubclass(type(proxy), Proxy):
+        raise TypeError(f"{act}() needs a proxy, got a {type(proxy).__name__}")
