@@ -37,7 +37,7 @@ def local_dask(workers: int) -> Iterator[LocalCluster]:
             threads_per_worker=1,
             processes=True,
             host=_LOOPBACK,
-            dashboard_address=None,
+            dashboard_address=":0",
             worker_dashboard_address=f"{_LOOPBACK}:0",
             local_directory=directory,
         ) as cluster,

@@ -294,7 +294,8 @@ class TestObjects:
                 assert await client.get({"x": (total, array)}, "x", sync=False) == array.sum()
                 kept = client.persist(da.from_array(array, chunks=HALF))
                 assert await client.compute(kept.sum()) == array.sum()
-                assert client.ps_stats().puts == 4
+                # The second array was the first one, if Dask had not dropped its future by then.
+                assert client.ps_stats().puts in (3, 4)
 
         asyncio.run(main())
 

@@ -123,7 +123,7 @@ def test_a_program_that_does_not_know_of_us(objects, tmp_path):
 
             if __name__ == "__main__":
                 dask.config.set({"distributed.admin.large-graph-warning-threshold": "5 kB"})
-                with Client(n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+                with Client(n_workers=1, threads_per_worker=2, dashboard_address=":0") as client:
                     data = np.ones(1_000_000)
                     values = [dask.delayed(score)(data, i) for i in range(2)]
                     futures = client.map(score, [data] * 2, [2, 3])

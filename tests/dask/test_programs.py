@@ -41,7 +41,7 @@ def test_a_client_that_nobody_closes_leaves_no_noise_and_no_files(run, processes
 
         if __name__ == "__main__":
             client = Client(n_workers=1, threads_per_worker=2, processes={processes},
-                            dashboard_address=None)
+                            dashboard_address=":0")
             data = np.ones(1_000_000)
             futures = client.map(score, [data] * 4, range(4))
             print(client.ps_store.connector.store_dir)
@@ -66,7 +66,7 @@ def test_arguments_that_are_one_array_are_one_array_to_the_function(run):
             return y[0], pair[0] is x, pair[1][0]
 
         if __name__ == "__main__":
-            with Client(n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+            with Client(n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
                 a, b = np.ones(1_000_000), np.zeros(1_000_000)
                 for _ in range(2):
                     print(*client.submit(write_and_read, a, a, (a, b), pure=False).result())

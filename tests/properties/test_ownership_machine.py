@@ -103,7 +103,13 @@ class Ownership(RuleBasedStateMachine):
         held = {model for _, model in self.held}
         return held | {model.owner for model in held if model.owner is not None}
 
+    def outdate(self, model: Model) -> None:
+        """Let the owner forget its target: a borrow of it was sent to where it may be changed."""
+        if model.kind is RefMutProxy and model.state == "moved" and model.owner is not None:
+            model.owner.target = None
+
     def give_back(self, model: Model) -> None:
+        self.outdate(model)
         owner, model.owner = model.owner, None
         if owner is not None:
             owner.counted.discard(model)
@@ -218,7 +224,10 @@ class Ownership(RuleBasedStateMachine):
         if model.state == "ended":
             assert got is ReferenceInvalidError
             return
+        was_valid = model.state == "valid"
         model.state, model.target = "moved", None
+        if was_valid:  # pickled again it has told its owner already
+            self.outdate(model)
         self.pickles.append((got, model.kind, model.key))
 
     @precondition(lambda self: self.pickles)
