@@ -16,6 +16,7 @@ Two rules for whoever changes it:
 from __future__ import annotations
 
 import copy
+import copyreg
 import math
 import operator
 import os
@@ -77,11 +78,25 @@ class ProxyResolveError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = {name: value for name, value in vars(self).items() if name != "cause"}
+        if type(self) in copyreg.dispatch_table:
+            # tblib, which Dask and Parsl switch on, pickles these as well, once this has returned.
+            self.__cause__ = _fit_to_travel(self.__cause__)
+            self.__context__ = _fit_to_travel(self.__context__)
         return _rebuild_error, (type(self), str(self), *_pack_cause(self.cause)), own
 
 
 class _CauseDescription(Exception):
     """Stands in for a cause that could not travel."""
+
+
+def _fit_to_travel(error: BaseException | None) -> BaseException | None:
+    """Return an exception, or a description if it cannot be pickled or rebuilt."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - any __reduce__ or constructor may raise anything
+        text = "".join(traceback.format_exception_only(error)).strip()
+        return _CauseDescription(f"{text} (the exception itself could not be pickled)")
+    return error
 
 
 def _pack_cause(cause: Exception) -> tuple[bytes | None, str]:

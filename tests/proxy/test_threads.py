@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -187,3 +188,35 @@ def test_failure_in_a_process_pool_leaves_the_pool_usable() -> None:
             pool.submit(len, Proxy(fail)).result(60)
         assert "key" in str(caught.value.cause)
         assert pool.submit(len, Proxy(list)).result(60) == 0
+
+
+TBLIB_FIRST = """
+import pickle
+
+from proxystore.proxy import Proxy, ProxyResolveError
+from tblib import pickling_support
+
+pickling_support.install()
+
+
+class Late(Exception):
+    def __init__(self, key, *, host):
+        super().__init__(key)
+
+
+def fail():
+    raise Late("key", host="h")
+
+
+try:
+    len(Proxy(fail))
+except ProxyResolveError as error:
+    found = pickle.loads(pickle.dumps(error))
+    print(type(found).__name__, found.cause)
+"""
+
+
+def test_a_cause_that_tblib_does_not_know_of_does_not_keep_the_error() -> None:
+    pytest.importorskip("tblib")  # it registers the exceptions that exist when it is switched on
+    done = subprocess.run([sys.executable, "-c", TBLIB_FIRST], capture_output=True, text=True)
+    assert done.stdout.startswith("ProxyResolveError Late: key"), done.stderr
