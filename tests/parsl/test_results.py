@@ -184,6 +184,14 @@ class TestTheFuture:
         assert future.task_status() == "exec_done"
         assert (future.stdout, future.stderr, list(future.outputs)) == (None, None, [])
 
+    def test_equals_what_parsl_has(self, app, array, kernel):
+        future, other = app(total)(array), app(total)(array)
+        theirs = future.task_record["app_fu"]
+        assert theirs == future
+        assert future == theirs
+        assert {theirs: 1}[future] == 1
+        assert other not in (future, theirs)
+
     def test_callbacks(self, app, array):
         seen = []
         future = app(double)(array)

@@ -7,7 +7,16 @@ import signal
 
 import numpy as np
 import pytest
-from parsl_tasks import die_between_results_once, die_once, fail, fail_once, ones, total, wait_for
+from parsl_tasks import (
+    die_between_results_once,
+    die_once,
+    die_while_writing_once,
+    fail,
+    fail_once,
+    ones,
+    total,
+    wait_for,
+)
 
 from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore_parsl import ObjectLostError
@@ -46,6 +55,13 @@ def test_what_a_killed_worker_had_stored_is_evicted(app, objects, tmp_path):
     assert (first.sum(), second.sum()) == (20_000, 0)
     assert future.task_record["fail_count"] == 1
     objects.wait_until(2)
+
+
+def test_what_a_killed_worker_was_storing_is_removed(app, objects, tmp_path):
+    future = app(die_while_writing_once)(20_000, str(tmp_path / "died"))
+    assert future.result().sum() == 20_000
+    assert future.task_record["fail_count"] == 1
+    objects.wait_until(1)
 
 
 def test_while_others_take_the_same_object(app, array, tmp_path):
