@@ -9,6 +9,9 @@ VENV   := .venv
 # The other distribution of the same name, for comparison only: it owns the same import
 # name, so it can never share an environment with this one.
 PEER   := .venv-peer
+# The oldest Dask that the adapter supports; the bound in pyproject.toml is the same.
+OLDEST_DASK := 2025.7.0
+OLDEST      := .venv-oldest
 
 PY  := $(VENV)/bin/python
 # Twice quiet: errors only.
@@ -26,11 +29,11 @@ export NO_MKDOCS_2_WARNING := 1
 # pip must not run twice at once in one environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test slurm lint format types bench docs clean FORCE
+.PHONY: help demo test test-oldest slurm lint format types bench docs clean FORCE
 
 help:  ## List the targets
 	@echo "make TARGET  (each makes and reuses $(VENV) by itself; PYTHON=python3.12 picks another Python)"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with proxystore (QUICK=1: a smaller one)
 	@echo "demo: all-to-all RMSD of three protein transition paths, plain and by reference"
@@ -39,6 +42,11 @@ demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with
 test: $(VENV)/.test  ## Run the whole test suite (ARGS="-k name" and the like go to pytest)
 	@echo "test: pytest $(ARGS)"
 	@$(REDIS) $(PY) -m pytest $(ARGS)
+
+# With bokeh, which .venv does not have.
+test-oldest: $(OLDEST)/.test  ## Run the tests of the Dask adapter with the oldest Dask that it supports
+	@echo "test-oldest: pytest tests/dask $(ARGS), dask and distributed $(OLDEST_DASK)"
+	@$(OLDEST)/bin/python -m pytest tests/dask $(ARGS)
 
 # Not part of `test`: nobody who only runs the tests wants a batch system installed.
 slurm: $(VENV)/.made  ## Install Slurm for the tests that start a cluster (as root, with apt-get; CI does it)
@@ -70,9 +78,9 @@ docs: $(VENV)/.docs  ## Build the documentation into site/ (SERVE=1: serve it on
 	@$(PY) -m mkdocs $(if $(SERVE),serve,--quiet build --strict)
 	@$(if $(SERVE),,echo "docs: open site/index.html")
 
-clean:  ## Remove both environments and everything that was built
-	@echo "clean: $(VENV), $(PEER), caches, site/, dist/, build/"
-	@rm -rf $(VENV) $(PEER) site dist build runinfo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove all environments and everything that was built
+	@echo "clean: $(VENV), $(OLDEST), $(PEER), caches, site/, dist/, build/"
+	@rm -rf $(VENV) $(OLDEST) $(PEER) site dist build runinfo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- environments ----------------------------------------------------------------------
@@ -100,8 +108,14 @@ $(VENV)/.lint $(VENV)/.docs: $(VENV)/.made pyproject.toml
 
 # Looked at each time; made again when its Python is gone or not the one asked for, or when
 # the checkout has moved. The file changes only then, and so do the stamps that depend on it.
-$(VENV)/.made: FORCE
-	@tools/venv.sh $(VENV) $(PYTHON) $(if $(filter file,$(origin PYTHON)),"",asked)
+$(VENV)/.made $(OLDEST)/.made: FORCE
+	@tools/venv.sh $(@D) $(PYTHON) $(if $(filter file,$(origin PYTHON)),"",asked)
+
+$(OLDEST)/.test: $(OLDEST)/.made pyproject.toml
+	@echo "Installing proxystore[dask] with dask $(OLDEST_DASK), and what it takes to run its tests, into $(OLDEST) ..."
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dask]' --group test \
+	  dask==$(OLDEST_DASK) distributed==$(OLDEST_DASK) bokeh
+	@touch $@
 
 # The frameworks in the versions that .venv has, so that only the adapters differ.
 $(PEER)/.ready: benchmarks/peer-requirements.txt

@@ -1,13 +1,14 @@
 """Every private name of Dask that this package leans on; nothing else here imports any.
 
-Checked against dask and distributed 2026.8.0. `tests/dask/test_seam.py` looks at each name and says
-which of them has changed. Nothing in here decides anything.
+Checked against dask and distributed 2025.7.0 and 2026.8.0. `tests/dask/test_seam.py` looks at each
+name and says which of them has changed. Nothing in here decides anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import inspect
 import uuid
@@ -26,7 +27,9 @@ from dask._task_spec import (
     parse_input,
 )
 from distributed import Client as DaskClient
-from distributed.client import ClosedClientError, FutureState
+from distributed.client import ClosedClientError, Future, FutureState
+
+from proxystore_dask.outbox import Outbox
 
 __all__ = [
     "MAP_OPTIONS",
@@ -107,17 +110,74 @@ class HookedClient(DaskClient):
     through `_graph_to_futures`, whatever verb or collection it comes from.
     """
 
+    _ps_outbox: Outbox
+
     def _graph_to_futures(self, expr: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
         keys = list(keys)
-        graph, keep = self._ps_graph(expr, keys)
-        # `expr` stays referenced until the graph is sent: a future in it may have no other owner,
-        # and would take its task along.
-        futures = super()._graph_to_futures(graph, keys, *args, **kwargs)
-        keep(futures)
-        return futures
+        send = super()._graph_to_futures
+        prepare, later = self._ps_graph(expr, keys)
+        if not later:
+            graph, keep = prepare()
+            # `expr` stays referenced until the graph is sent: a future in it may have no other
+            # owner, and would take its task along.
+            futures = send(graph, keys, *args, **kwargs)
+            keep(futures)
+            return futures
+        futures = {key: Future(key, self) for key in set(keys)}
+        context = contextvars.copy_context()  # with Dask's annotations
 
-    def _ps_graph(self, expr: Any, keys: list[Any]) -> tuple[Any, Callable[[Any], None]]:
-        """What to send instead of `expr`; and what to call with the futures, by key."""
+        def deliver(prepared: tuple[Any, Callable[[Any], None]]) -> None:
+            graph, keep = prepared
+            keep(context.run(send, graph, keys, *args, **kwargs))
+            futures.clear()  # and not before: without futures their tasks are not wanted
+
+        def fail(error: BaseException) -> None:
+            for key in futures:
+                state = self.futures.get(key)
+                if state is not None:
+                    state.set_error(error, None)
+                    _raise_copies(state)
+            futures.clear()
+
+        made = dict(futures)
+        self._ps_outbox.add(prepare, deliver, fail)
+        return made
+
+    def _send_to_scheduler(self, msg: Any) -> None:
+        send = super()._send_to_scheduler
+        if self._ps_outbox.holds_back:
+            self._ps_outbox.say(lambda: send(msg))
+        else:
+            send(msg)
+
+    def _ps_graph(
+        self, expr: Any, keys: list[Any]
+    ) -> tuple[Callable[[], tuple[Any, Callable[[Any], None]]], bool]:
+        """What returns what to send instead of `expr`; and whether it takes its time.
+
+        That is the graph, and what to call with the futures, by key. If it takes its time, it is
+        called in a thread, and the futures are there before.
+        """
+        raise NotImplementedError
+
+    async def _gather(
+        self, futures: Any, errors: Any = "raise", direct: Any = None, local_worker: Any = None
+    ) -> Any:
+        if local_worker is not None:
+            local_worker = self._ps_local(local_worker)
+        return await super()._gather(futures, errors, direct, local_worker)
+
+    async def _gather_remote(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        response = await super()._gather_remote(*args, **kwargs)
+        # What is then named in "keys" is asked for again, once the scheduler says that it is there.
+        return await self._ps_gathered(response) if response["status"] == "OK" else response
+
+    def _ps_local(self, worker: Any) -> Any:
+        """What has the ``data`` of the worker of this task that may be taken as they are."""
+        raise NotImplementedError
+
+    async def _ps_gathered(self, response: dict[str, Any]) -> dict[str, Any]:
+        """A response with the objects of results, or one that says which cannot be had."""
         raise NotImplementedError
 
     async def _start(self, *args: Any, **kwargs: Any) -> DaskClient:
@@ -246,4 +306,5 @@ def send(client: DaskClient, message: dict[str, Any]) -> None:
     A closed client sends nothing, silently: its scheduler has dropped everything of it already.
     """
     with contextlib.suppress(ClosedClientError):
-        client._send_to_scheduler(message)
+        # Past the outbox: a lease is for a graph that waits there, its end for one that was sent.
+        DaskClient._send_to_scheduler(client, message)

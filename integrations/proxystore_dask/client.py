@@ -5,66 +5,62 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import html
 import ipaddress
 import logging
 import os
 import pickle
 import threading
+import time
+import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from inspect import isawaitable
 from queue import Queue
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import dask
 from dask.typing import no_default
-from dask.utils import format_bytes
+from dask.utils import format_bytes, parse_timedelta
 from distributed import Client as DaskClient
 from distributed import Future, get_worker, wait
 from distributed.comm.addressing import get_address_host, parse_address
 
 from proxystore.store import Store, StoreConfig
-from proxystore.workflow import Packer, Ref, open_store, parse_size, size_at_least, store_object
+from proxystore.store.exceptions import ProxyResolveMissingKeyError
+from proxystore.workflow import (
+    Ledger,
+    Packer,
+    Ref,
+    open_store,
+    parse_size,
+    size_at_least,
+    sweep,
+)
 from proxystore_dask import _dask
 from proxystore_dask.calls import pack_map, split
-from proxystore_dask.config import setting
+from proxystore_dask.config import origin, setting
 from proxystore_dask.graph import NODES, carries, is_native, unfold
 from proxystore_dask.leases import Leases, Lifetimes
+from proxystore_dask.literals import Scale
+from proxystore_dask.outbox import Outbox, Promise, Promises
+from proxystore_dask.reach import StoreUnreachableError, check, see
+from proxystore_dask.results import (
+    Leave,
+    LocalData,
+    ResultFactory,
+    results_limit,
+    stored_result,
+    with_results,
+)
 from proxystore_dask.rewriting import rewrite
 from proxystore_dask.scattering import Parts, pack_values, parts
 from proxystore_dask.scheduler_plugin import HELLO, PROTOCOL, StoreLifetimes
+from proxystore_dask.stats import StoreStats, stats_html
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 StoreSpec = Store[Any] | StoreConfig | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class StoreStats:
-    """What one client has passed by reference so far.
-
-    Attributes:
-        store: Name of the store; None if arguments travel as in plain Dask.
-        connector: Where the store keeps objects.
-        lifetimes: Who evicts: ``"graph"`` (the scheduler's plugin) or ``"client"`` (at its close).
-        threshold: Size from which arguments go by reference, in bytes.
-        puts: Objects stored.
-        put_bytes: Their size.
-        reused: How often bytes were wanted that were in the store already.
-        live: Objects that this client's futures keep alive.
-    """
-
-    store: str | None
-    connector: str | None
-    lifetimes: str | None
-    threshold: int
-    puts: int = 0
-    put_bytes: int = 0
-    reused: int = 0
-    live: int = 0
 
 
 class _Backing:
@@ -81,17 +77,22 @@ class _Backing:
 
         self.store = store
         self.leases = Leases(store, send)
-        self.packer = Packer(
-            self.leases.ledger, threshold=threshold, is_native=is_native, carries=carries
-        )
+        self.threshold = threshold
+        self.packer = self.new_packer(self.leases.ledger)
+
+    def new_packer(self, ledger: Ledger | Promises) -> Packer:
+        """A packer that stores by this ledger."""
+        as_ledger = cast(Ledger, ledger)  # of which a packer uses what promises have, too
+        return Packer(as_ledger, threshold=self.threshold, is_native=is_native, carries=carries)
 
 
 class Client(_dask.HookedClient):
     """A `distributed.Client` that passes large data by reference, wherever it enters a graph.
 
     Arguments of `submit` and `map`, literals in the graphs of all collections, what is scattered.
-    Functions get the object itself, their own private copy; results stay in Dask. An object is
-    evicted once the scheduler has forgotten every task that mentions it.
+    Functions get the object itself, their own private copy; results stay in Dask, unless
+    `ps_results` says otherwise. An object is evicted once the scheduler has forgotten every task
+    that mentions it.
 
     Args:
         *args: As for `distributed.Client`.
@@ -104,19 +105,28 @@ class Client(_dask.HookedClient):
             ``"value"`` (the object) or ``"proxy"`` (a `Proxy`, which gets the object when it is
             first used). None: ``proxystore.arguments`` of Dask's configuration, "value". Both
             methods take it too, for one call.
+        ps_results: Which results of `submit` and `map` go to the store, and are not kept in the
+            worker's memory: ``"never"``, ``"large"`` (those of `ps_threshold` or more) or a size.
+            None: ``proxystore.results`` of Dask's configuration, "never". Both methods take it
+            too, for one call.
         **kwargs: As for `distributed.Client`.
 
     Raises:
-        ValueError: `ps_arguments` is neither. Nothing has been started.
+        ValueError: `ps_arguments` or `ps_results` is none of these. Nothing has been started.
         ThresholdError: `ps_threshold` is not a size. Nothing has been started.
+        StoreUnreachableError: A worker cannot get what is put into `ps_store`.
         StoreConfigError: `ps_store` cannot be read; see `open_store` for what else can be wrong
             with it. Nothing has been started.
     """
 
     _ps: _Backing | None
     _ps_arguments: str
+    _ps_anew: bool
+    _ps_group: str | None
     _ps_in_task: bool
     _ps_in_thread: threading.local
+    _ps_results: int | None
+    _ps_stored: _StoredKeys
     _ps_threshold: int
 
     def __init__(
@@ -125,9 +135,10 @@ class Client(_dask.HookedClient):
         ps_store: StoreSpec | None = None,
         ps_threshold: int | str | None = None,
         ps_arguments: str | None = None,
+        ps_results: int | str | None = None,
         **kwargs: Any,
     ) -> None:
-        self._ps_prepare(ps_store, ps_threshold, ps_arguments, in_task=_in_task())
+        self._ps_prepare(ps_store, ps_threshold, ps_arguments, ps_results, in_task=_in_task())
         super().__init__(*args, **kwargs)
 
     def _ps_prepare(
@@ -135,13 +146,24 @@ class Client(_dask.HookedClient):
         store: StoreSpec | None = None,
         threshold: int | str | None = None,
         arguments: str | None = None,
+        results: int | str | None = None,
         *,
         in_task: bool,
     ) -> None:
-        self._ps_arguments = _checked_arguments(setting("arguments", arguments))
+        self._ps_arguments = _checked_arguments(
+            setting("arguments", arguments), name=origin("arguments", arguments)
+        )
         self._ps_in_task = in_task
         self._ps_in_thread = threading.local()
-        self._ps_threshold = parse_size(setting("threshold", threshold), name="ps_threshold")
+        self._ps_threshold = parse_size(
+            setting("threshold", threshold), name=origin("threshold", threshold)
+        )
+        self._ps_results = results_limit(
+            setting("results", results), self._ps_threshold, name=origin("results", results)
+        )
+        self._ps_stored = _StoredKeys(self)
+        self._ps_outbox = Outbox()
+        self._ps_group = None
         spec = setting("store", store)
         # Without a store of the user's it depends on the cluster where ours has to be.
         self._ps = None if spec is None else _Backing(self, open_store(spec), self._ps_threshold)
@@ -159,6 +181,7 @@ class Client(_dask.HookedClient):
             return StoreStats(None, None, None, self._ps_threshold)
         ledger = self._ps.leases.ledger
         lifetimes = self._ps.leases.lifetimes
+        live = ledger.live
         return StoreStats(
             store=self._ps.store.name,
             connector=repr(self._ps.store.connector),
@@ -167,14 +190,16 @@ class Client(_dask.HookedClient):
             puts=ledger.stats.puts,
             put_bytes=ledger.stats.put_bytes,
             reused=ledger.stats.reused,
-            live=len(ledger.live),
+            live=len(live),
+            live_bytes=sum(ref.nbytes for ref in live),
         )
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self._ps_text()}>"
 
     def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<p>{html.escape(self._ps_text())}</p>"
+        link = self.dashboard_link if self.status == "running" else None
+        return f"{super()._repr_html_()}{stats_html(self.ps_stats(), link)}"
 
     def _ps_text(self) -> str:
         stats = self.ps_stats()
@@ -190,6 +215,7 @@ class Client(_dask.HookedClient):
         func: Callable[..., T],
         *args: Any,
         ps_arguments: str | None = None,
+        ps_results: int | str | None = None,
         **kwargs: Any,
     ) -> Future[T]:
         """Submit a call to the scheduler; as `distributed.Client.submit`.
@@ -198,23 +224,26 @@ class Client(_dask.HookedClient):
             func: As for `distributed.Client.submit`.
             *args: The function's arguments.
             ps_arguments: As for `Client`. None: as the client was told.
+            ps_results: As for `Client`. None: as the client was told.
             **kwargs: The function's arguments by name, and the options of
                 `distributed.Client.submit`.
 
         Raises:
-            ValueError: `ps_arguments` is neither "value" nor "proxy".
+            ValueError: `ps_arguments` or `ps_results` is none of what it can be.
             UnpicklableArgumentError: An argument cannot be pickled. Nothing has been stored.
         """
         wrap = self._ps_node(ps_arguments)
+        limit = self._ps_limit(ps_results)
         backing = self._ps_usable(func)
         if backing is None:
             return super().submit(func, *args, **kwargs)
         options, keywords = split(kwargs, _dask.SUBMIT_OPTIONS)
         func, carried, named = unfold(func, self._ps_is_large, _dask.SUBMIT_OPTIONS)
-        packed = backing.packer.pack((*carried, *args), {**named, **keywords}, wrap=wrap)
+        packer, promises = self._ps_packer(backing)
+        packed = packer.pack((*carried, *args), {**named, **keywords}, wrap=wrap)
         # `args` stays referenced until the graph is sent: a future in it may have no other owner,
         # and would take its task along.
-        with self._ps_packed():
+        with self._ps_packed(promises), self._ps_leaving(limit, options):
             future = super().submit(func, *packed.args, **options, **packed.kwargs)
         if packed.holds:
             backing.leases.keep(future, packed.holds)
@@ -225,6 +254,7 @@ class Client(_dask.HookedClient):
         func: Callable[..., T],
         *iterables: Collection[Any],
         ps_arguments: str | None = None,
+        ps_results: int | str | None = None,
         **kwargs: Any,
     ) -> list[Future[T]]:
         """Submit a call for each element; as `distributed.Client.map`.
@@ -233,14 +263,16 @@ class Client(_dask.HookedClient):
             func: As for `distributed.Client.map`.
             *iterables: The function's arguments, a collection for each.
             ps_arguments: As for `submit`.
+            ps_results: As for `submit`.
             **kwargs: The same arguments for all calls, and the options of
                 `distributed.Client.map`.
 
         Raises:
-            ValueError: `ps_arguments` is neither "value" nor "proxy".
+            ValueError: `ps_arguments` or `ps_results` is none of what it can be.
             UnpicklableArgumentError: An argument cannot be pickled. Nothing has been stored.
         """
         wrap = self._ps_node(ps_arguments)
+        limit = self._ps_limit(ps_results)
         backing = self._ps_usable(func)
         # Dask itself says what is wrong with iterators, queues, and nothing to map over.
         if backing is None or not iterables or not all(hasattr(it, "__len__") for it in iterables):
@@ -253,11 +285,13 @@ class Client(_dask.HookedClient):
         own = () if in_batches else iterables
         if in_batches:
             options["ps_arguments"] = ps_arguments
-        packed = pack_map(backing.packer, carried, own, {**named, **keywords}, wrap=wrap)
+            options["ps_results"] = ps_results
+        packer, promises = self._ps_packer(backing)
+        packed = pack_map(packer, carried, own, {**named, **keywords}, wrap=wrap)
         length = min(map(len, iterables))
         leading = [[value] * length for value in packed.shared]
         rest = iterables if in_batches else packed.iterables
-        with self._ps_packed():
+        with self._ps_packed(promises), self._ps_leaving(limit, options):
             futures = super().map(func, *leading, *rest, **options, **packed.keywords)
         for i, future in enumerate(futures):
             holds = (*packed.shared_holds, *packed.holds.get(i, ()))
@@ -350,12 +384,48 @@ class Client(_dask.HookedClient):
             backing.leases.keep(future, loading.holds)
         return dict(zip(large, futures, strict=True))
 
-    def _ps_graph(self, expr: Any, keys: list[Any]) -> tuple[Any, Callable[[Any], None]]:
+    def _ps_graph(
+        self, expr: Any, keys: list[Any]
+    ) -> tuple[Callable[[], tuple[Any, Callable[[Any], None]]], bool]:
+        packed = getattr(self._ps_in_thread, "packed", None)
+        leave = getattr(self._ps_in_thread, "leave", None)
         backing = self._ps_backing()
-        if backing is None or getattr(self._ps_in_thread, "packed", False):
-            return expr, _keep_nothing
-        rewritten = rewrite(expr, keys, backing.packer)
-        if rewritten is None:
+
+        def prepare() -> tuple[Any, Callable[[Any], None]]:
+            if backing is not None:
+                for promise in packed or ():
+                    promise.keep(backing.leases.ledger)
+            return self._ps_changed(expr, keys, backing if packed is None else None, leave)
+
+        if not self.asynchronous or backing is None:
+            return prepare, False
+        later = bool(packed) if packed is not None else Scale(self._ps_threshold).is_large(expr)
+        return prepare, later
+
+    def _ps_changed(
+        self,
+        expr: Any,
+        keys: list[Any],
+        backing: _Backing | None,
+        leave: Callable[..., Leave] | None,
+    ) -> tuple[Any, Callable[[Any], None]]:
+        """What to send instead of `expr`; and what to call with the futures, by key.
+
+        Args:
+            expr: A graph.
+            keys: Its outputs.
+            backing: Where to store its large literals; None: leave them there.
+            leave: As for `with_results`.
+        """
+        rewritten = None if backing is None else rewrite(expr, keys, backing.packer)
+        if rewritten is not None:
+            expr = rewritten.expr
+        if leave is not None or self._ps_stored:
+            changed = with_results(expr, self._ps_stored.__contains__, leave)
+            expr = expr if changed is None else changed
+            if leave is not None:
+                self._ps_stored.add(keys)
+        if backing is None or rewritten is None:
             return expr, _keep_nothing
 
         def keep(futures: dict[Any, Future[Any]]) -> None:
@@ -363,17 +433,53 @@ class Client(_dask.HookedClient):
                 if holds:
                     backing.leases.keep(futures[key], holds)
 
-        return rewritten.expr, keep
+        return expr, keep
 
     @contextlib.contextmanager
-    def _ps_packed(self) -> Iterator[None]:
-        """While this thread sends a graph in which what is large is replaced already."""
-        before = getattr(self._ps_in_thread, "packed", False)
-        self._ps_in_thread.packed = True
+    def _ps_packed(self, promises: Sequence[Promise] = ()) -> Iterator[None]:
+        """While this thread sends a graph in which what is large is replaced already.
+
+        Args:
+            promises: What has to be stored before.
+        """
+        before = getattr(self._ps_in_thread, "packed", None)
+        # `map` calls itself for each batch: what they share was packed by the first call.
+        self._ps_in_thread.packed = (*(before or ()), *promises)
         try:
             yield
         finally:
             self._ps_in_thread.packed = before
+
+    def _ps_packer(self, backing: _Backing) -> tuple[Packer, Sequence[Promise]]:
+        """What packs arguments; in an event loop, it only promises to store them."""
+        if not self.asynchronous:
+            return backing.packer, ()
+        promises = Promises()
+        return backing.new_packer(promises), promises.made
+
+    @contextlib.contextmanager
+    def _ps_leaving(self, limit: int | None, options: dict[str, Any]) -> Iterator[None]:
+        """While this thread sends tasks that are to leave large results in the store."""
+        leave = None
+        backing = self._ps_backing()
+        if (
+            limit is not None
+            and backing is not None
+            and backing.leases.lifetimes is Lifetimes.GRAPH
+            and self._ps_group is not None
+            and not (options.get("actor") or options.get("actors"))
+        ):
+            config = backing.store.config()
+            leave = functools.partial(Leave, store_config=config, limit=limit, group=self._ps_group)
+        before = getattr(self._ps_in_thread, "leave", None)
+        self._ps_in_thread.leave = leave
+        try:
+            yield
+        finally:
+            self._ps_in_thread.leave = before
+
+    def _ps_limit(self, results: int | str | None) -> int | None:
+        return self._ps_results if results is None else results_limit(results, self._ps_threshold)
 
     def _ps_node(self, arguments: str | None) -> Callable[[Ref], _dask.Task]:
         return NODES[self._ps_arguments if arguments is None else _checked_arguments(arguments)]
@@ -392,6 +498,23 @@ class Client(_dask.HookedClient):
             return None
         return backing
 
+    # -------------------------------------------------------------------------- gathering
+
+    def _ps_local(self, worker: Any) -> Any:
+        return LocalData(worker)
+
+    async def _ps_gathered(self, response: dict[str, Any]) -> dict[str, Any]:
+        found = {key: stored_result(value) for key, value in response["data"].items()}
+        factories = {key: factory for key, factory in found.items() if factory is not None}
+        if not factories:
+            return response
+        loop = asyncio.get_running_loop()
+        objects = await loop.run_in_executor(None, self._ps_stored.fetch, factories)
+        missing = [key for key in factories if key not in objects]
+        if missing:
+            return {"status": "error", "keys": missing}
+        return {**response, "data": {**response["data"], **objects}}
+
     # ------------------------------------------------------------------------- connecting
 
     async def _ps_connected(self) -> None:
@@ -407,11 +530,20 @@ class Client(_dask.HookedClient):
         except ValueError as error:
             # Plugins from clients are not allowed here; one may have been preloaded.
             logger.info("the scheduler accepts no plugin: %s", error)
+        own = self._ps is None
         async for store in self._ps_candidates():
             if self._ps is None or self._ps.store is not store:
                 self._ps = _Backing(self, store, self._ps_threshold)
-            if await self._ps_reaches(store):
-                self._ps.leases.start(Lifetimes.GRAPH)
+            try:
+                reaches = await self._ps_reaches(store)
+            except StoreUnreachableError as error:
+                if not own:
+                    raise
+                # Who has named no store is not to lose a program that works without one.
+                logger.warning("large arguments travel as in plain Dask: %s", error)
+                return
+            if reaches:
+                self._ps.leases.start(Lifetimes.GRAPH, anew=self._ps_anew)
                 logger.info("large arguments go through %r", store.connector)
                 return
         assert self._ps is not None
@@ -443,14 +575,40 @@ class Client(_dask.HookedClient):
 
     async def _ps_reaches(self, store: Store[Any]) -> bool:
         """Whether the scheduler runs our plugin and can evict from `store`."""
-        probe = store_object(store, "proxystore_dask")
+        assert self._ps is not None
+        leases = self._ps.leases
+        leases.prefix = str(uuid.uuid4())
+        await self._ps_hello(
+            client=self.id, prefix=leases.prefix, place=pickle.dumps(store.config())
+        )
+        loop = asyncio.get_running_loop()
+        probe = await loop.run_in_executor(None, leases.probe)
         try:
+            pickled = pickle.dumps(probe)
             reply = await self._ps_hello(
-                probe=pickle.dumps(probe), offered_by=None if self._ps_in_task else self.id
+                probe=pickled, offered_by=None if self._ps_in_task else self.id
             )
+            answers = {} if self._ps_in_task else await self._ps_ask_workers(pickled)
         finally:
             probe.evict()
-        return reply.get("protocol") == PROTOCOL and bool(reply.get("reachable"))
+        check(store, answers)
+        reachable = reply.get("protocol") == PROTOCOL and bool(reply.get("reachable"))
+        before, self._ps_group = self._ps_group, reply["group"] if reachable else None
+        self._ps_anew = before is not None and before != self._ps_group
+        if before is not None and self._ps_anew:
+            # Results of tasks of a scheduler that is gone.
+            await loop.run_in_executor(None, sweep, store, before)
+        return reachable
+
+    async def _ps_ask_workers(self, probe: bytes) -> Any:
+        seconds = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+        try:
+            return await asyncio.wait_for(self.run(see, probe, on_error="return"), seconds)
+        except asyncio.TimeoutError:
+            logger.warning(
+                "a worker has not said within %s s whether it reaches the store", seconds
+            )
+            return {}
 
     async def _ps_hello(self, **what: Any) -> dict[str, Any]:
         """What the plugin says of itself; nothing if there is none."""
@@ -493,6 +651,58 @@ class Client(_dask.HookedClient):
             )
 
 
+class _StoredKeys:
+    """The tasks of a client whose results may be in the store, and getting them from there."""
+
+    # How often a result is asked for again: the worker that had it may be dying, which the
+    # scheduler is about to notice. And how long to wait before, in seconds.
+    _TRIES = 20
+    _PAUSE = 0.25
+
+    def __init__(self, client: DaskClient) -> None:
+        self._client = weakref.ref(client)
+        self._keys: set[Any] = set()
+        self._prune_from = 1000
+        self._misses: dict[Any, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._keys
+
+    def add(self, keys: Collection[Any]) -> None:
+        """More of them. Those that no future is left of go, now and then."""
+        client = self._client()
+        if client is not None and len(self._keys) > self._prune_from:
+            self._keys.intersection_update(client.futures)
+            self._prune_from = 2 * len(self._keys) + 1000
+        self._keys.update(keys)
+
+    def fetch(self, factories: dict[Any, ResultFactory]) -> dict[Any, Any]:
+        """The objects, without those that are gone at the moment.
+
+        Raises:
+            ProxyResolveMissingKeyError: One has been gone for some time.
+        """
+        objects = {}
+        missing = None
+        for key, factory in factories.items():
+            try:
+                objects[key] = factory.resolve()
+                self._misses.pop(key, None)
+            except ProxyResolveMissingKeyError as error:  # noqa: PERF203 - for each of them
+                misses = self._misses.get(key, 0) + 1
+                self._misses[key] = misses
+                if misses > self._TRIES:
+                    del self._misses[key]
+                    raise
+                missing = error
+        if missing is not None:
+            time.sleep(self._PAUSE)
+        return objects
+
+
 def _timeout(given: Any) -> Any:
     return dask.config.get("distributed.comm.timeouts.connect") if given is no_default else given
 
@@ -531,6 +741,7 @@ def attach(
     ps_store: StoreSpec | None = None,
     ps_threshold: int | str | None = None,
     ps_arguments: str | None = None,
+    ps_results: int | str | None = None,
 ) -> Client:
     """Make a client that exists already pass large arguments by reference.
 
@@ -544,6 +755,7 @@ def attach(
         ps_store: As for `Client`.
         ps_threshold: As for `Client`.
         ps_arguments: As for `Client`.
+        ps_results: As for `Client`.
 
     Raises:
         ValueError: The client is attached already, with other settings; or as for `Client`.
@@ -551,9 +763,10 @@ def attach(
     """
     with _attaching:
         if isinstance(client, Client):
-            _check_same(client, ps_store, ps_threshold, ps_arguments)
+            _check_same(client, ps_store, ps_threshold, ps_arguments, ps_results)
             return client
-        client = _turned(client, ps_store, ps_threshold, ps_arguments, in_task=_in_task())
+        settings = (ps_store, ps_threshold, ps_arguments, ps_results)
+        client = _turned(client, *settings, in_task=_in_task())
     if client.asynchronous:
         _dask.start_with(client, client._ps_connected)
     else:
@@ -588,6 +801,7 @@ def _check_same(
     store: StoreSpec | None,
     threshold: int | str | None,
     arguments: str | None,
+    results: int | str | None,
 ) -> None:
     if store is not None and open_store(store) is not client.ps_store:
         raise ValueError(f"the client is attached to {client.ps_store!r} already, not to {store!r}")
@@ -601,12 +815,17 @@ def _check_same(
             f"the client is attached with ps_arguments={client._ps_arguments!r} already, "
             f"not {arguments!r}"
         )
+    if results is not None and client._ps_limit(results) != client._ps_results:
+        limit = "never" if client._ps_results is None else client._ps_results
+        raise ValueError(
+            f"the client is attached with ps_results={limit!r} already, not {results!r}"
+        )
 
 
-def _checked_arguments(value: Any) -> str:
+def _checked_arguments(value: Any, *, name: str = "ps_arguments") -> str:
     if value not in ("value", "proxy"):
         raise ValueError(
-            "ps_arguments must be 'value' (functions get the object) or 'proxy' (they get a Proxy, "
+            f"{name} must be 'value' (functions get the object) or 'proxy' (they get a Proxy, "
             f"which gets the object when it is first used), got {value!r}"
         )
     return str(value)

@@ -26,9 +26,13 @@ from distributed.utils import iscoroutinefunction
 from proxystore.store import StoreFactory
 from proxystore.workflow import ProxyRef, Ref
 from proxystore.workflow.policy import is_small
+from proxystore_dask import measures
 from proxystore_dask._dask import GraphNode, Task, TaskRef, parse_input
+from proxystore_dask.outbox import ValueRef
 
 _MISSING = object()
+# What is in no store, or not ours to evict.
+_UNCOUNTED = (ProxyRef, ValueRef)
 _LOOKED_INTO = frozenset({dict, list, set, tuple})
 
 
@@ -50,7 +54,9 @@ class Load:
 
     def fetch(self) -> Any:
         """What `_Loaded` gives to a task that asks for the first time."""
-        return self.ref.resolve()
+        return (
+            self.ref.resolve() if isinstance(self.ref, _UNCOUNTED) else measures.resolve(self.ref)
+        )
 
     def __reduce__(self) -> tuple[type[Load], tuple[Ref]]:
         return type(self), (self.ref,)
@@ -70,7 +76,7 @@ class _OwnFactory(StoreFactory[Any]):
 
     def resolve(self) -> Any:
         """As `Ref.resolve`."""
-        return Ref(self, "", 0, "").resolve()
+        return measures.resolve(Ref(self, "", 0, ""))
 
 
 class LoadProxy(Load):
@@ -80,7 +86,7 @@ class LoadProxy(Load):
 
     def fetch(self) -> Any:
         """An unresolved proxy."""
-        if isinstance(self.ref, ProxyRef):
+        if isinstance(self.ref, _UNCOUNTED):
             return self.ref.resolve()
         factory = _OwnFactory(self.ref.factory.key, self.ref.factory.store_config)
         return Ref(factory, self.ref.digest, self.ref.nbytes, self.ref.type_name).proxy()
@@ -113,6 +119,8 @@ class _Loaded(threading.local):
             if not isinstance(load.ref, ProxyRef) and run[0] is not None:
                 with contextlib.suppress(TypeError):
                     self._objects[id(load)] = weakref.ref(obj)
+        else:
+            measures.hit()
         return obj
 
 
@@ -189,7 +197,7 @@ def counted_refs(node: object) -> Iterator[Ref]:
         item = pending.pop()
         if isinstance(item, Task):
             if isinstance(item.func, Load):
-                if not isinstance(item.func.ref, ProxyRef):
+                if not isinstance(item.func.ref, _UNCOUNTED):
                     yield item.func.ref
                 continue
             pending.extend(item.args)

@@ -13,15 +13,21 @@ import enum
 import itertools
 import pickle
 import threading
+import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
 
 from distributed import Future
 
+from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.store import Store
-from proxystore.workflow import Hold, Ledger, Ref
+from proxystore.workflow import Hold, Ledger, Ref, store_object
 from proxystore_dask.scheduler_plugin import LEASE, LEASE_END
+
+# How many objects may be on their way out when a scheduler dies; 10 MB of references.
+_PAST = 10_000
 
 
 class Lifetimes(enum.Enum):
@@ -46,12 +52,21 @@ class Leases:
     """
 
     def __init__(self, store: Store[Any], send: Callable[[dict[str, Any]], None]) -> None:
-        self.ledger = Ledger(store, on_stored=self._opened, on_unneeded=self._ended)
+        self.ledger = Ledger(
+            store, on_stored=self._opened, on_unneeded=self._ended, name=self._name
+        )
+        # Another one for each connection: the scheduler may be looking for what is left of the
+        # last one while this one stores already.
+        self.prefix = str(uuid.uuid4())
+        self._numbers = itertools.count()
         self._send = send
         self._lock = threading.Lock()
         self._lifetimes: Lifetimes | None = None
         # What to tell the scheduler once there is one again, in order.
         self._waiting: list[tuple[str, Ref]] = []
+        # Whose leases have ended; a scheduler that dies may not have evicted them. Names are not
+        # used again, so to evict one twice does no harm.
+        self._past: deque[Ref] = deque(maxlen=_PAST)
         # What nobody needs any more and the client has to evict when it closes.
         self._left: list[Ref] = []
         self._kept: dict[int, tuple[Hashable, tuple[Hold, ...]]] = {}
@@ -62,11 +77,19 @@ class Leases:
         """Who evicts; None while not connected, when nothing new should be stored."""
         return self._lifetimes
 
-    def start(self, lifetimes: Lifetimes) -> None:
-        """Connected: a scheduler that may know nothing of us hears of every lease."""
+    def start(self, lifetimes: Lifetimes, *, anew: bool = False) -> None:
+        """Connected: a scheduler that may know nothing of us hears of every lease.
+
+        Args:
+            lifetimes: Who evicts from now on.
+            anew: The scheduler of before is gone, with its tasks. This one shall evict for it.
+        """
         with self._lock:
             self._lifetimes = lifetimes
             waiting, self._waiting = self._waiting, []
+            if anew:
+                past, self._past = list(self._past), deque(maxlen=_PAST)
+                waiting = [*((LEASE_END, ref) for ref in past), *waiting]
             for ref in self.ledger.live:
                 self._deliver(LEASE, ref)
             for op, ref in waiting:
@@ -79,6 +102,15 @@ class Leases:
         self.release_all()
         # Nothing from before may be handed out again: the scheduler is evicting it.
         self.ledger.flush()
+
+    def probe(self) -> Ref:
+        """An object of no content, to ask others whether they reach the store."""
+        store = self.ledger.store
+        name = self._name() if isinstance(store.connector, EnumerableConnector) else None
+        return store_object(store, "proxystore_dask", name=name)
+
+    def _name(self) -> str:
+        return f"{self.prefix}.{next(self._numbers)}"
 
     def keep(self, future: Future[Any], holds: Iterable[Hold]) -> None:
         """Keep the objects behind `holds` for as long as `future` lives and is not cancelled.
@@ -136,6 +168,8 @@ class Leases:
 
     def _deliver(self, op: str, ref: Ref) -> None:
         if self._lifetimes is Lifetimes.GRAPH:
+            if op == LEASE_END:
+                self._past.append(ref)
             self._send({"op": op, "ref": pickle.dumps(ref)})
         elif op == LEASE_END:
             self._left.append(ref)

@@ -9,6 +9,9 @@ Rules of this file:
   no future made from the object is left in that client. Leases bridge the time between put and
   graph, and cover an object that no task ever mentions because the scheduler already knew the
   task's key.
+* A result that a worker has left in the store is needed as long as Dask keeps the result. If a task
+  has taken it without fetching it, that task's own result may hold the proxy: then until no task
+  is left that depends on it, that is, until it is forgotten.
 * Everything here runs in the scheduler's event loop; only evictions run in a thread of the plugin.
 """
 
@@ -18,15 +21,27 @@ import asyncio
 import contextlib
 import logging
 import pickle
-from collections.abc import Hashable, Iterable
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from dask.utils import key_split
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.pickle import dumps
+from distributed.protocol.serialize import deserialize
 
-from proxystore.store import Store, get_or_create_store
-from proxystore.workflow import Ref
+from proxystore.store import Store, StoreConfig, get_or_create_store
+from proxystore.store.config import ConnectorConfig
+from proxystore.workflow import Ref, RefId, store_object, sweep
+from proxystore_dask import dashboard, prometheus
+from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
+from proxystore_dask.reach import StoreUnreachableError, check, see
+from proxystore_dask.results import RESULT, tag, takes_as_it_is
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -35,7 +50,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Counts up when messages change their meaning; a client refuses a scheduler with another number.
-PROTOCOL = 1
+PROTOCOL = 2
+
+PACKAGE = "proxystore_dask"
 
 LEASE = "proxystore-lease"
 LEASE_END = "proxystore-lease-end"
@@ -52,25 +69,38 @@ class StoreLifetimes(SchedulerPlugin):
 
     Clients register it by themselves; on a scheduler that allows no plugins from clients it can be
     added where the scheduler is started: ``scheduler.add_plugin(StoreLifetimes())``.
+
+    It also adds the page ``/proxystore`` to the scheduler's dashboard, and its figures to
+    ``/metrics`` if prometheus_client is installed.
     """
 
     name = "proxystore"
     idempotent = True
 
     def __init__(self) -> None:
-        self._objects: dict[Hashable, Ref] = {}
-        self._tasks: dict[Hashable, set[Key]] = {}
-        self._mentions: dict[Key, tuple[Hashable, ...]] = {}
-        self._leases: dict[Hashable, str] = {}
+        self._objects: dict[RefId, Ref] = {}
+        self._tasks: dict[RefId, set[Key]] = {}
+        self._mentions: dict[Key, tuple[RefId, ...]] = {}
+        self._leases: dict[RefId, str] = {}
+        # Of tasks that are running or in memory; more than one only if a task has run again.
+        self._results: dict[Key, list[Ref]] = {}
+        # Of tasks whose results Dask has dropped, and others may hold.
+        self._held: dict[Key, list[Ref]] = {}
+        # Begins the names of all results, so that none is left of a worker that was killed.
+        self.group = str(uuid.uuid4())
+        self._tags: dict[str, str] = {}
+        self._checking: set[asyncio.Task[None]] = set()
         self._offers: dict[str, bytes | None] = {}
+        # How the names of a client's objects begin, by its id.
+        self._prefixes: dict[str, str] = {}
         # By configuration. A store is looked up when a client first speaks of it: it may be that
         # client's own, in this process, and the user may close it before the last eviction. To
         # look it up then would make it anew, directory and all.
         self._stores: dict[str, Store[Any]] = {}
         self._doomed: list[Ref] = []
         self._evicting: asyncio.Task[None] | None = None
-        self._evicted = 0
-        self._failed = 0
+        self.figures = Figures()
+        self._shown: list[Callable[[], None]] = []
 
     # Never awaits anything: two clients may register at once, and the scheduler looks for an
     # existing plugin before it awaits `start`, so a pause in here would give it two.
@@ -78,17 +108,34 @@ class StoreLifetimes(SchedulerPlugin):
         """Listen to clients, and take up the tasks that are there already."""
         self._closing = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="proxystore-evict")
-        scheduler.stream_handlers.update({LEASE: self._lease, LEASE_END: self._lease_end})
+        scheduler.stream_handlers.update(
+            {LEASE: self._lease, LEASE_END: self._lease_end, RESULT: self._result}
+        )
         scheduler.handlers.update({HELLO: self._hello, STATS: self._stats})
+        self._worker_metrics = scheduler.cumulative_worker_metrics
+        self._all_tasks = scheduler.tasks
+        self._clients = scheduler.clients
         for task in scheduler.tasks.values():
             self._mention(task)
+        for worker in scheduler.workers:
+            self.add_worker(scheduler, worker)
+        for show in (lambda: dashboard.serve(scheduler, self), lambda: prometheus.register(self)):
+            try:
+                self._shown.append(show())
+            except Exception:  # noqa: PERF203 - nobody's work depends on what can be looked at
+                logger.exception("Some figures of proxystore cannot be shown")
 
     async def close(self) -> None:
         """Evict every object: without the scheduler no task will ever run."""
+        while self._shown:
+            self._shown.pop()()
         self._closing.set()
+        if self._checking:
+            await asyncio.wait(self._checking, timeout=1)
         self.forget_all()
         if self._evicting is not None:
             await self._evicting
+        self._sweep_soon(self.group)
         self._pool.shutdown()
 
     # ------------------------------------------------------------ what the scheduler tells
@@ -101,10 +148,17 @@ class StoreLifetimes(SchedulerPlugin):
                 self._mention(task)
 
     def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Let go of what a forgotten task mentioned."""
+        """Let go of what a forgotten task mentioned, and of a result that is dropped."""
+        if key in self._results and finish not in ("processing", "memory"):
+            self._drop_results(key)
         if finish != "forgotten":
             return
-        for ident in self._mentions.pop(key, ()):
+        for ref in self._held.pop(key, ()):
+            self._settle(ref.id)
+        idents = self._mentions.pop(key, ())
+        if idents:
+            self.figures.forget(key_split(key), idents)
+        for ident in idents:
             keys = self._tasks[ident]
             keys.discard(key)
             if not keys:
@@ -114,27 +168,91 @@ class StoreLifetimes(SchedulerPlugin):
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """End the leases of a client that has closed, crashed or lost its connection."""
         self._offers.pop(client, None)
+        prefix = self._prefixes.pop(client, None)
+        if prefix is not None:
+            self._sweep_soon(prefix)  # what it has stored, and died before it could say so
         for ident in [ident for ident, owner in self._leases.items() if owner == client]:
             del self._leases[ident]
             self._settle(ident)
 
-    # --------------------------------------------------------------- what the clients tell
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Note what the worker's results will be called."""
+        self._tags[worker] = tag(scheduler.workers[worker].server_id)
+        if self._stores:
+            checking = asyncio.ensure_future(self._check_worker(scheduler, worker))
+            self._checking.add(checking)
+            checking.add_done_callback(self._checking.discard)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Evict what a worker has stored and not told of."""
+        found = self._tags.pop(worker, None)
+        if found is not None:
+            self._sweep_soon(f"{self.group}.{found}")
+
+    async def _check_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Say so if a new worker cannot reach the stores that clients use."""
+        loop = asyncio.get_running_loop()
+        for store in list(self._stores.values()):
+            probe = None
+            try:
+                probe = await loop.run_in_executor(self._pool, store_object, store, PACKAGE)
+                message = {
+                    "op": "run",
+                    "function": dumps(see),
+                    "args": dumps((pickle.dumps(probe),)),
+                    "kwargs": dumps({}),
+                    "wait": True,
+                }
+                answers = await scheduler.broadcast(
+                    msg=message, workers=[worker], on_error="ignore"
+                )
+                seen = {
+                    address: deserialize(answer["result"].header, answer["result"].frames)
+                    for address, answer in answers.items()
+                    if answer["status"] == "OK"
+                }
+                check(store, seen)
+            except StoreUnreachableError as error:
+                logger.error("A worker has joined that cannot run tasks of all clients: %s", error)
+                scheduler.log_event("warn", str(error))  # which every client shows
+            except Exception:
+                logger.info("Could not ask %s whether it reaches a store", worker, exc_info=True)
+            finally:
+                if probe is not None:
+                    with contextlib.suppress(RuntimeError):  # closed: it has been evicted
+                        await loop.run_in_executor(self._pool, self._evict_batch, [probe])
+
+    # ---------------------------------------------------- what the clients and workers tell
+
+    def _result(self, key: Key, ref: bytes, worker: str, **kwargs: Any) -> None:
+        made: Ref = pickle.loads(ref)
+        self._learn(made)
+        task = self._all_tasks.get(key)
+        if task is None or task.state not in ("processing", "memory"):
+            self._settle(made.id)  # of a run that nobody waits for
+        else:
+            self._results.setdefault(key, []).append(made)
 
     def _lease(self, ref: bytes, client: str, **kwargs: Any) -> None:
         leased: Ref = pickle.loads(ref)
-        self._objects[leased.id] = leased
+        self._learn(leased)
         self._leases[leased.id] = client
 
     def _lease_end(self, ref: bytes, client: str, **kwargs: Any) -> None:
         leased: Ref = pickle.loads(ref)
         # After a lost connection a client may end a lease that is news to us.
-        self._objects.setdefault(leased.id, leased)
+        self._learn(leased)
         if self._leases.get(leased.id) == client:
             del self._leases[leased.id]
         self._settle(leased.id)
 
     async def _hello(
-        self, probe: bytes | None = None, offered_by: str | None = None
+        self,
+        probe: bytes | None = None,
+        offered_by: str | None = None,
+        client: str | None = None,
+        prefix: str = "",
+        place: bytes = b"",
     ) -> dict[str, Any]:
         """Tell a client what it can expect.
 
@@ -142,8 +260,14 @@ class StoreLifetimes(SchedulerPlugin):
             probe: A reference to an object in the client's store: can it be seen, and so evicted,
                 from here?
             offered_by: The client's id, if tasks that submit tasks may use its store.
+            client: The id of a client that will store objects.
+            prefix: How their names will begin.
+            place: The configuration of the store where they will be.
         """
         loop = asyncio.get_running_loop()
+        if client in self._clients:  # else it is gone, and has not stored anything
+            self._prefixes[client] = prefix
+            await loop.run_in_executor(self._pool, self._can_open, place)
         reachable = probe is not None and await loop.run_in_executor(
             self._pool, self._can_see, probe
         )
@@ -153,6 +277,7 @@ class StoreLifetimes(SchedulerPlugin):
             "protocol": PROTOCOL,
             "reachable": reachable,
             "store": next(iter(self._offers.values()), None),
+            "group": self.group,
         }
 
     async def _stats(self) -> dict[str, int]:
@@ -160,9 +285,53 @@ class StoreLifetimes(SchedulerPlugin):
             "objects": len(self._objects),
             "leased": len(self._leases),
             "tasks": len(self._mentions),
-            "evicted": self._evicted,
-            "failed": self._failed,
+            "evicted": self.figures.evicted,
+            "failed": self.figures.failed,
         }
+
+    # ---------------------------------------------------------------------- who only looks
+
+    def loads(self) -> dict[str, Loads]:
+        """What workers have got from stores, by graph key prefix."""
+        return loads(self._worker_metrics)
+
+    def totals(self) -> dict[str, float]:
+        """Every figure that does not belong to one prefix; sizes in bytes, times in seconds."""
+        figures = self.figures
+        got = Counter[str]()
+        for each in self.loads().values():
+            got.update(vars(each))
+        return {
+            "objects": figures.objects,
+            "nbytes": figures.nbytes,
+            "peak_nbytes": figures.peak_nbytes,
+            "leased": len(self._leases),
+            "tasks": len(self._mentions),
+            "puts": figures.puts,
+            "put_bytes": figures.put_bytes,
+            "evicted": figures.evicted,
+            "evicted_bytes": figures.evicted_bytes,
+            "failed": figures.failed,
+            **{of.name: got[of.name] for of in fields(Loads)},
+        }
+
+    def results(self) -> Iterator[tuple[Key, list[Ref]]]:
+        """Results in stores, by the keys of their tasks."""
+        return chain(self._results.items(), self._held.items())
+
+    def places(self) -> list[dict[str, Any]]:
+        """Where the objects are, and how many: an entry for each store."""
+        found: dict[str, dict[str, Any]] = {}
+        for ref in self._objects.values():
+            config = ref.factory.store_config
+            place = found.get(config.name)
+            if place is None:
+                connector = _text(config.connector)
+                place = {"name": config.name, "connector": connector, "objects": 0, "nbytes": 0}
+                found[config.name] = place
+            place["objects"] += 1
+            place["nbytes"] += ref.nbytes
+        return sorted(found.values(), key=lambda place: -place["nbytes"])
 
     # ------------------------------------------------------------------------- book-keeping
 
@@ -174,11 +343,17 @@ class StoreLifetimes(SchedulerPlugin):
         if not refs:
             return
         self._mentions[task.key] = tuple(refs)
+        self.figures.mention(key_split(task.key), refs)
         for ident, ref in refs.items():
-            self._objects.setdefault(ident, ref)
+            self._learn(ref)
             self._tasks.setdefault(ident, set()).add(task.key)
 
-    def _settle(self, ident: Hashable) -> None:
+    def _learn(self, ref: Ref) -> None:
+        if ref.id not in self._objects:
+            self._objects[ref.id] = ref
+            self.figures.put(ref)
+
+    def _settle(self, ident: RefId) -> None:
         """Evict the object if this was the last that needed it."""
         if ident in self._tasks or ident in self._leases:
             return
@@ -186,16 +361,36 @@ class StoreLifetimes(SchedulerPlugin):
         if ref is not None:
             self._evict_soon([ref])
 
+    def _drop_results(self, key: Key) -> None:
+        refs = self._results.pop(key)
+        task = self._all_tasks.get(key)
+        dependents = () if task is None else task.dependents
+        if any(takes_as_it_is(dependent.run_spec, key) for dependent in dependents):
+            self._held.setdefault(key, []).extend(refs)
+            return
+        for ref in refs:
+            self._settle(ref.id)
+
+    def _sweep_soon(self, prefix: str) -> None:
+        known = frozenset(self._objects)
+        with contextlib.suppress(RuntimeError):  # closed: everything is swept then
+            self._pool.submit(self._sweep, prefix, known)
+
     def forget_all(self) -> None:
         """Evict every object this plugin knows of."""
+        self._results.clear()
+        self._held.clear()
         self._mentions.clear()
         self._tasks.clear()
         self._leases.clear()
+        self.figures.prefixes.clear()
         refs = list(self._objects.values())
         self._objects.clear()
         self._evict_soon(refs)
 
     def _evict_soon(self, refs: list[Ref]) -> None:
+        for ref in refs:
+            self.figures.unneeded(ref)
         self._doomed.extend(refs)
         if self._doomed and self._evicting is None:
             self._evicting = asyncio.ensure_future(self._evict())
@@ -214,37 +409,60 @@ class StoreLifetimes(SchedulerPlugin):
                     # The interpreter is exiting, with a client that nobody has closed: threads
                     # take no work any more.
                     failed = self._evict_batch(batch)
-                self._failed += failed
-                self._evicted += len(batch) - failed
+                self.figures.evict(batch, failed)
         finally:
             self._evicting = None
 
     # ------------------------------------------------------- what runs in the plugin's thread
 
+    def _can_open(self, place: bytes) -> bool:
+        try:
+            self._store_at(pickle.loads(place))
+        except Exception:  # a store's own errors can be anything; all of them mean "not from here"
+            logger.info("The scheduler cannot open a client's store", exc_info=True)
+            return False
+        return True
+
     def _can_see(self, probe: bytes) -> bool:
         try:
             ref: Ref = pickle.loads(probe)
             return self._store_of(ref).exists(ref.factory.key)
-        except Exception:  # a store's own errors can be anything; all of them mean "not from here"
+        except Exception:
             logger.info("The scheduler cannot reach a client's store", exc_info=True)
             return False
 
-    def _evict_batch(self, refs: Iterable[Ref]) -> int:
-        """Evict each object; the number that could not be."""
-        failed = 0
+    def _evict_batch(self, refs: Iterable[Ref]) -> list[Ref]:
+        """Evict each object; those that could not be."""
+        failed = []
         for ref in refs:
             try:
                 self._store_of(ref).evict(ref.factory.key)
             except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
-                failed += 1
+                failed.append(ref)
                 logger.exception("Could not evict %r", ref)
         return failed
 
+    def _sweep(self, prefix: str, known: Collection[RefId]) -> None:
+        """Evict objects whose names begin with `prefix`, other than those that are known."""
+        for store in self._stores.values():
+            try:
+                sweep(store, prefix, keep=known)
+            except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
+                logger.exception("Could not look for objects left in %r", store.connector)
+
     def _store_of(self, ref: Ref) -> Store[Any]:
-        place = repr(ref.factory.store_config)
+        return self._store_at(ref.factory.store_config)
+
+    def _store_at(self, config: StoreConfig) -> Store[Any]:
+        place = repr(config)
         store = self._stores.get(place)
         if store is None:
-            self._stores[place] = store = get_or_create_store(
-                ref.factory.store_config, register=False
-            )
+            self._stores[place] = store = get_or_create_store(config, register=False)
         return store
+
+
+def _text(connector: ConnectorConfig) -> str:
+    # As it is printed: without passwords.
+    shown = dict(connector.__repr_args__())
+    options = ", ".join(f"{name}={value!r}" for name, value in shown["options"].items())
+    return f"{connector.kind.rpartition('.')[2]}({options})"

@@ -491,3 +491,6 @@ def _clients(dask_scheduler: Any) -> list[str]:
 class _Full(FileConnector):
     def put_buffers(self, parts: Any) -> Any:
         raise StorageFullError(self.store_dir, 1, 0)
+
+    def set_buffers(self, key: Any, parts: Any) -> None:
+        raise StorageFullError(self.store_dir, 1, 0)

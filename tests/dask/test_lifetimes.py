@@ -265,6 +265,37 @@ time.sleep(600)
             it.send_signal(signal.SIGKILL)
         objects.wait_until_empty()
 
+    @pytest.mark.parametrize("when", ["while it writes", "before it can say so"])
+    def test_client_that_is_killed_and_has_not_told(self, cluster, objects, wait_until, when):
+        code = f"""
+import os
+import signal
+import numpy as np
+from dask_tasks import total
+from proxystore_dask import Client
+from proxystore.store import Store
+from proxystore.connectors.file import FileConnector
+
+plainly = FileConnector.set_buffers
+
+def deadly(self, key, parts):
+    plainly(self, key, Killing(parts) if {when!r} == "while it writes" else parts)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Killing(tuple):
+    def __len__(self):  # asked for when there is a file
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store = Store({objects.store.name!r}, FileConnector({str(objects.directory)!r}))
+client = Client({cluster.scheduler_address!r}, ps_store=store, ps_threshold="50 kB")
+FileConnector.set_buffers = deadly
+client.submit(total, np.arange(20_000.0))
+"""
+        env = {**os.environ, "PYTHONPATH": str(Path(dask_tasks.__file__).parent)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        objects.wait_until_empty()
+
     def test_a_store_that_is_closed_with_its_client(self, cluster, array, tmp_path, wait_until):
         """The scheduler, in this process, evicts a little later, and must not make it anew."""
         with (
@@ -275,7 +306,7 @@ time.sleep(600)
             assert future.result() == array.sum()
             evicted = client.sync(client.scheduler.proxystore_stats)["evicted"]
         plugin = cluster.scheduler.plugins["proxystore"]
-        wait_until(lambda: plugin._evicted == evicted + 1)
+        wait_until(lambda: plugin.figures.evicted == evicted + 1)
         assert get_store("with-its-client") is None
         assert not (tmp_path / "store").exists()
 
@@ -329,11 +360,12 @@ class TestWorkersThatDie:
 
 class TestScheduler:
     def test_the_scheduler_never_reads_an_object(self, client, array, objects):
+        asked = len(objects.log("get"))  # each worker, whether it reaches the store
         client.gather([client.submit(total, array, i) for i in range(4)])
         client.gather(client.map(total, [array + i for i in range(4)]))
         assert os.getpid() not in objects.log("get")  # client and scheduler are this process
         assert set(objects.log("put")) == {os.getpid()}
-        assert len(objects.log("get")) == 8
+        assert len(objects.log("get")) == asked + 8
 
     def test_objects_are_evicted_once_each(self, client, array, objects, wait_until):
         probes = len(objects.log("evict"))

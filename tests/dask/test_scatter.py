@@ -73,7 +73,10 @@ class TestAsDask:
     def test_futures_come_as_the_data_did(self, client, array, make):
         data = make(array)
         with DaskClient(client.cluster, set_as_default=False) as plain:
-            theirs = plain.scatter(data)
+            try:
+                theirs = plain.scatter(data)
+            except TypeError:
+                pytest.skip("plain Dask cannot do it: 2025.7 with named tuples")
             ours = client.scatter(data)
             assert type(ours) is type(theirs)
             back, expected = client.gather(ours), plain.gather(theirs)
@@ -176,7 +179,8 @@ class TestObjects:
         assert client.ps_stats().puts == 0
 
     def test_tasks_on_one_worker_share_it_as_in_plain_dask(self, client, array, objects):
+        asked = len(objects.log("get"))  # each worker, whether it reaches the store
         future: Any = client.scatter(array)
         results = [client.submit(identity, future, pure=False) for _ in range(3)]
         assert all(np.array_equal(r, array) for r in client.gather(results))
-        assert len(objects.log("get")) == 1
+        assert len(objects.log("get")) == asked + 1

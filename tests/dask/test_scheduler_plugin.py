@@ -101,7 +101,9 @@ async def test_evicts_at_forgotten_and_not_before(scheduler, a, b):
             del second
             await objects.wait_until(0)
             assert not scheduler.tasks
-            await async_poll_for(lambda: scheduler.plugins["proxystore"]._evicted == 1, timeout=5)
+            await async_poll_for(
+                lambda: scheduler.plugins["proxystore"].figures.evicted == 1, timeout=5
+            )
             assert await client.scheduler.proxystore_stats() == {
                 "objects": 0,
                 "leased": 0,

@@ -101,9 +101,11 @@ class TestInAProcessOfItsOwn:
             objects.wait_until_empty()
             scheduler = client.run_on_scheduler(os.getpid)
         assert scheduler != os.getpid()
-        assert objects.log("evict").count(scheduler) == 2
+        # It has asked a worker that came late whether it sees an object.
+        asked = objects.log("put").count(scheduler)
+        assert objects.log("evict").count(scheduler) == 2 + asked
         assert scheduler not in objects.log("get")
-        assert scheduler not in objects.log("put")
+        assert asked <= 1
 
     def test_its_end_and_that_of_its_successor(self, processes, objects, array, wait_until):
         """The objects of a scheduler that was killed go with its successor's first client."""

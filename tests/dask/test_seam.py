@@ -29,12 +29,27 @@ from distributed.utils_test import gen_cluster
 import proxystore_dask
 from proxystore_dask import _dask
 
-CHECKED = "2026.8.0"
+CHECKED = ("2025.7.0", "2026.8.0")
 MODULES = sorted(Path(proxystore_dask.__file__).parent.glob("*.py"))
 
 
-def test_the_version_these_names_were_checked_against():
-    assert CHECKED in (_dask.__doc__ or "")
+@pytest.fixture(autouse=True)
+def versions():
+    """Said of every test here that fails."""
+    print(f"Checked against dask {' and '.join(CHECKED)}; installed is {dask.__version__}.")
+
+
+def test_the_versions_these_names_were_checked_against():
+    assert " and ".join(CHECKED) in (_dask.__doc__ or "")
+    root = Path(__file__).parents[2]
+    oldest = CHECKED[0]
+    assert f"OLDEST_DASK := {oldest}\n" in (root / "Makefile").read_text()
+    bound = oldest.removesuffix(".0")
+    requirement = f'dask = ["dask>={bound}", "distributed>={bound}"]'
+    assert requirement in (root / "pyproject.toml").read_text()
+    assert (
+        f"with {bound}, the oldest that is supported" in (root / "docs/guides/dask.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
@@ -66,6 +81,18 @@ class TestClient:
         assert parameters(DaskClient._handle_restart) == ["self"]
         assert parameters(DaskClient._handle_task_erred)[:2] == ["self", "key"]
         assert parameters(DaskClient._handle_cancelled_keys)[:2] == ["self", "keys"]
+
+    def test_gathering(self):
+        assert parameters(DaskClient._gather) == [
+            *("self", "futures", "errors", "direct", "local_worker")
+        ]
+        assert parameters(DaskClient._gather_remote) == ["self", "direct", "local_worker"]
+        source = inspect.getsource(DaskClient._gather)
+        assert "self._gather_remote(direct, local_worker)" in source
+        assert "local_worker.data[k]" in source
+        # What a response that is no success means, and for which keys.
+        assert 'response["status"] == "error"' in source
+        assert 'for key in response["keys"]' in source
 
     def test_sending(self):
         assert parameters(DaskClient._send_to_scheduler) == ["self", "msg"]

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from proxystore.connectors.exceptions import StorageFullError
+from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.serialize import frames
 from proxystore.store import Store
 from proxystore.workflow.refs import Ref, RefId, digest_of, ref_to
@@ -107,6 +108,10 @@ class Ledger:
             in the thread that stored it. If it raises, the object is evicted.
         on_unneeded: Called with each object that nobody holds any more, in the
             reaper thread. None: evict it.
+        name: Returns the name of the next object, as `Store.put_dumped` takes it, so
+            that whoever survives this process can find what it has stored and told nobody
+            of; called in any thread. None: names of the connector's own, as with a connector
+            that has no names.
     """
 
     def __init__(
@@ -115,8 +120,10 @@ class Ledger:
         *,
         on_stored: Callable[[Ref], None] | None = None,
         on_unneeded: Callable[[Ref], None] | None = None,
+        name: Callable[[], str | None] | None = None,
     ) -> None:
         self.store = store
+        self._name = name if isinstance(store.connector, EnumerableConnector) else None
         self._on_stored = on_stored
         self._on_unneeded = on_unneeded or Ref.evict
         self._start_afresh()
@@ -181,9 +188,10 @@ class Ledger:
             arrived.set_result(None)
 
     def _put(self, data: Any, type_name: str, *, digest: bool) -> Ref:
+        name = None if self._name is None else self._name()
         for wait in _WAITS_FOR_ROOM:
             try:
-                return ref_to(self.store, data, type_name, digest=digest)
+                return ref_to(self.store, data, type_name, name=name, digest=digest)
             except StorageFullError:  # noqa: PERF203 - four times at most
                 # What was released a moment ago may be on its way out, through the reaper
                 # or, where another process evicts, through that.
@@ -191,7 +199,7 @@ class Ledger:
                 if not self._stats.unneeded:
                     raise
                 time.sleep(wait)
-        return ref_to(self.store, data, type_name, digest=digest)
+        return ref_to(self.store, data, type_name, name=name, digest=digest)
 
     def _store(self, data: Any, digest: str | None, type_name: str) -> Hold:
         ref = self._put(data, type_name, digest=digest is not None)

@@ -8,10 +8,13 @@ anybody; only `Ref.resolve` does I/O.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import xxhash
 
+from proxystore.connectors.file import FileConnector
+from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import Proxy
 from proxystore.serialize import frames
 from proxystore.store import Store, StoreFactory, get_or_create_store
@@ -157,15 +160,25 @@ def frames_size(data: Any) -> int:
     return data.nbytes if isinstance(data, frames.Buffers) else memoryview(data).nbytes
 
 
-def sweep(store: Store[Any], prefix: str) -> int:
-    """Evict every object whose name starts with `prefix`; return how many there were.
+def sweep(store: Store[Any], prefix: str, *, keep: Collection[RefId] = ()) -> int:
+    """Evict objects whose names start with `prefix`, and what killed processes have begun of them.
 
-    Zero where the connector cannot list its objects.
+    For whoever knows that nobody stores an object of such a name at this moment.
+
+    Args:
+        store: Where. If its connector cannot list objects, nothing is done.
+        prefix: How their names start.
+        keep: The objects that stay.
+
+    Returns:
+        How many there were.
     """
-    list_keys = getattr(type(store.connector), "keys", None)
-    if list_keys is None:
+    connector = store.connector
+    if not isinstance(connector, EnumerableConnector):
         return 0
-    keys = list(list_keys(store.connector, prefix))
-    for key in keys:
+    found = [key for key in connector.keys(prefix) if (store.name, *key) not in keep]
+    for key in found:
         store.evict(key)
-    return len(keys)
+    if isinstance(connector, FileConnector):  # elsewhere what is not whole is not there
+        connector.remove_unfinished(prefix)
+    return len(found)

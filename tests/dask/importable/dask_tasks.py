@@ -30,6 +30,10 @@ class TracingConnector(FileConnector):
         self._note("put")
         return super().put_buffers(parts)
 
+    def set_buffers(self, key: Any, parts: Any) -> None:
+        self._note("put")
+        super().set_buffers(key, parts)
+
     def get(self, key: Any) -> Any:
         self._note("get")
         return super().get(key)
@@ -192,3 +196,17 @@ def _deserialize(header: dict[str, Any], frames: list[bytes]) -> OnlyForDask:
 
 def value_of(obj: OnlyForDask, array: Any) -> float:
     return obj.value + total(array)
+
+
+class OnlyHere(FileConnector):
+    """A file connector of which one process alone sees the objects."""
+
+    def __init__(self, directory: Any, pid: int) -> None:
+        super().__init__(directory)
+        self.pid = pid
+
+    def config(self) -> dict[str, Any]:
+        return {"directory": str(self.store_dir), "pid": self.pid}
+
+    def get(self, key: Any) -> Any:
+        return super().get(key) if os.getpid() == self.pid else None

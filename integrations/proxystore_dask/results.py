@@ -1,0 +1,268 @@
+"""Results that stay in the store: what workers keep of them, and how everybody gets them back.
+
+A task whose results may go to the store runs its function by a `Leave`. If the result is large, the
+worker stores it and keeps a *stored result*: a proxy with a factory of a class of its own. It is
+small, Dask can look at it without fetching anything, and whoever does not know of us (a function
+of a plain client's, given such a future) can use it as if it were the object.
+
+* The client that asked gets objects when it gathers, and its tasks get them by a `fetch` around
+  the reference to the future: in both cases a copy of their own, so that nothing large is left in
+  the proxy that lies in the worker's memory.
+* The object lives as long as Dask keeps the result: `StoreLifetimes` is told of it before the
+  scheduler hears that the task is done. Objects of a worker that dies before it has told are found
+  by their names, which begin with the scheduler's `group` and the worker's `tag`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dask.context import thread_state
+from dask.utils import funcname
+from distributed import Worker, get_worker
+from distributed.utils import iscoroutinefunction
+
+from proxystore.proxy import Proxy
+from proxystore.serialize import frames
+from proxystore.store import Store, StoreConfig, StoreFactory, get_or_create_store
+from proxystore.store.factory import store_factory
+from proxystore.workflow import Ref, parse_size, size_at_least
+from proxystore.workflow.refs import ref_to
+from proxystore_dask import measures
+from proxystore_dask._dask import (
+    Alias,
+    GraphNode,
+    Task,
+    TaskRef,
+    changed_task,
+    low_level_expr,
+    materialize,
+)
+from proxystore_dask.graph import is_native
+
+logger = logging.getLogger(__name__)
+
+RESULT = "proxystore-result"
+
+_numbers = itertools.count()
+
+
+def results_limit(value: Any, threshold: int, *, name: str = "ps_results") -> int | None:
+    """From which size results go to the store, in bytes; None: never.
+
+    Args:
+        value: What the user says: "never", "large" or a size.
+        threshold: What "large" means, in bytes.
+        name: What the error calls it.
+
+    Raises:
+        ValueError: `value` is none of these.
+    """
+    if value == "never":
+        return None
+    if value == "large":
+        return threshold
+    try:
+        return parse_size(value, name=name)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be 'never' (results stay in Dask), 'large' (those of the size of "
+            "ps_threshold or more go to the store) or a size such as 4096 or '10 MiB', got "
+            f"{value!r}"
+        ) from error
+
+
+# ------------------------------------------------------------------------ on the worker
+
+
+class ResultFactory(StoreFactory[Any]):
+    """Gets what a task has returned, each time a copy of its own."""
+
+    def resolve(self) -> Any:
+        """As `Ref.resolve`."""
+        return measures.resolve(Ref(self, "", 0, ""))
+
+
+def stored_result(value: object) -> ResultFactory | None:
+    """What gets the object, if `value` stands for one that a task has left in the store."""
+    if type(value) is not Proxy:
+        return None
+    factory = store_factory(value)
+    return factory if isinstance(factory, ResultFactory) else None
+
+
+def fetch(value: Any) -> Any:
+    """The object that a task has left in the store; any other value as it is."""
+    factory = stored_result(value)
+    return value if factory is None else factory.resolve()
+
+
+def tag(worker_id: str) -> str:
+    """What stands for a worker in the names of its objects."""
+    return hashlib.sha256(worker_id.encode()).hexdigest()[:16]
+
+
+class Leave:
+    """The function of a task, followed by leaving in the store what it returns, if that is large.
+
+    Args:
+        func: The user's function.
+        store_config: The store.
+        limit: The size from which a result is large, in bytes.
+        group: That of the scheduler's plugin: a UUID, with which names begin.
+    """
+
+    __slots__ = ("func", "group", "limit", "store_config")
+
+    def __init__(
+        self, func: Callable[..., Any], store_config: StoreConfig, limit: int, group: str
+    ) -> None:
+        self.func = func
+        self.store_config = store_config
+        self.limit = limit
+        self.group = group
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns, or a stored result."""
+        value = self.func(*args, **kwargs)
+        try:
+            worker = get_worker()
+        except ValueError:
+            return value
+        if type(value) is Proxy or is_native(value) or not size_at_least(value, self.limit):
+            return value
+        try:
+            store = get_or_create_store(self.store_config)
+            data = store.dump(value)
+            ref = self._put(store, data, frames.type_name(value), worker)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the result must not be lost
+            logger.warning("a result of %s stays in Dask: %s", funcname(self.func), error)
+            return value
+        _tell(worker, ref)
+        return ref.proxy()
+
+    def _put(self, store: Store[Any], data: Any, type_name: str, worker: Worker) -> Ref:
+        name = f"{self.group}.{tag(worker.id)}-{next(_numbers)}"
+        try:
+            ref = ref_to(store, data, type_name, name=name, digest=False)
+        except NotImplementedError:  # a connector without names
+            ref = ref_to(store, data, type_name, digest=False)
+        factory = ResultFactory(ref.factory.key, ref.factory.store_config)
+        return Ref(factory, "", ref.nbytes, type_name)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.func, self.store_config, self.limit, self.group)
+
+    def __repr__(self) -> str:
+        return funcname(self.func)  # what Dask prints for the task
+
+
+def _tell(worker: Worker, ref: Ref) -> None:
+    # In order with what the worker says of the task itself, which it says from its event loop.
+    message = {"op": RESULT, "key": thread_state.key, "ref": pickle.dumps(ref)}
+    worker.loop.add_callback(worker.batched_send, message)
+
+
+# ------------------------------------------------------------------------ in the client
+
+
+def with_results(
+    expr: Any,
+    is_stored: Callable[[Any], bool],
+    leave: Callable[[Callable[..., Any]], Leave] | None,
+) -> Any | None:
+    """The graph with stored results fetched where tasks take them, and new ones left; or None.
+
+    Args:
+        expr: What is about to be sent.
+        is_stored: Whether the result of a task that the scheduler has already may be in the store.
+        leave: Makes the function of a task leave its result in the store; None: results stay.
+
+    Returns:
+        An expression to send instead; None if this one is right.
+    """
+    graph = materialize(expr)
+
+    def outside(key: Any) -> bool:
+        return key not in graph and is_stored(key)
+
+    changed: dict[Any, GraphNode] = {}
+    for key, node in graph.items():
+        new = _fetching(node, outside)
+        if (
+            leave is not None
+            and isinstance(new, Task)
+            and not new.data_producer
+            and not iscoroutinefunction(new.func)
+        ):
+            new = changed_task(new, leave(new.func), new.args, new.kwargs)
+        changed[key] = new
+    if all(changed[key] is node for key, node in graph.items()):
+        return None
+    return low_level_expr(changed, like=expr)
+
+
+def _fetching(node: GraphNode, is_stored: Callable[[Any], bool]) -> GraphNode:
+    """The task, with a `fetch` around each reference to what may be a stored result."""
+    if not any(map(is_stored, node.dependencies)):
+        return node
+    if isinstance(node, Alias):
+        return Task(node.key, fetch, TaskRef(node.target))
+    if not isinstance(node, Task):
+        return node
+    args = tuple(_argument(value, is_stored) for value in node.args)
+    kwargs = {name: _argument(value, is_stored) for name, value in node.kwargs.items()}
+    return changed_task(node, node.func, args, kwargs)
+
+
+def _argument(value: Any, is_stored: Callable[[Any], bool]) -> Any:
+    if isinstance(value, (TaskRef, Alias)):
+        key = value.key if isinstance(value, TaskRef) else value.target
+        return Task(None, fetch, TaskRef(key)) if is_stored(key) else value
+    return _fetching(value, is_stored) if isinstance(value, GraphNode) else value
+
+
+# --------------------------------------------------------------------- on the scheduler
+
+
+def takes_as_it_is(node: Any, key: Any) -> bool:
+    """Whether a task is given the result of another one without a `fetch`.
+
+    What it returns may then hold the proxy.
+    """
+    pending = [node]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, TaskRef):
+            if item.key == key:
+                return True
+        elif isinstance(item, Alias):
+            if item.target == key:
+                return True
+        elif isinstance(item, Task) and item.func is not fetch:
+            pending.extend(item.args)
+            pending.extend(item.kwargs.values())
+    return False
+
+
+class LocalData:
+    """A worker, for a client of one of its tasks: without results that have to be fetched."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.data = _Plain(worker.data)
+
+
+class _Plain:
+    def __init__(self, data: Mapping[Any, Any]) -> None:
+        self._data = data
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._data and stored_result(self._data[key]) is None
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._data[key]
