@@ -29,7 +29,7 @@ export NO_MKDOCS_2_WARNING := 1
 # pip must not run twice at once in one environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest slurm lint format types bench docs clean FORCE
+.PHONY: help demo test test-oldest slurm test-slurm lint format types bench docs clean FORCE
 
 help:  ## List the targets
 	@echo "make TARGET  (each makes and reuses $(VENV) by itself; PYTHON=python3.12 picks another Python)"
@@ -39,9 +39,9 @@ demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with
 	@echo "demo: all-to-all RMSD of three protein transition paths, plain and by reference"
 	@$(PY) examples/md_rmsd/main.py $(if $(QUICK),--quick) $(ARGS)
 
-test: $(VENV)/.test  ## Run the whole test suite (ARGS="-k name" and the like go to pytest)
+test: $(VENV)/.test  ## Run the test suite (ARGS="-k name" and the like go to pytest)
 	@echo "test: pytest $(ARGS)"
-	@$(REDIS) $(PY) -m pytest $(ARGS)
+	@$(REDIS) $(PY) -m pytest -m "not slurm" $(ARGS)
 
 # With bokeh, which .venv does not have.
 test-oldest: $(OLDEST)/.test  ## Run the tests of the Dask adapter with the oldest Dask that it supports
@@ -52,6 +52,10 @@ test-oldest: $(OLDEST)/.test  ## Run the tests of the Dask adapter with the olde
 slurm: $(VENV)/.made  ## Install Slurm for the tests that start a cluster (as root, with apt-get; CI does it)
 	@echo "slurm: tools/slurm.py install"
 	@$(PY) tools/slurm.py install
+
+test-slurm: $(VENV)/.test  ## Run the tests that start a Slurm cluster of two nodes; skipped without Slurm
+	@echo "test-slurm: pytest -m slurm $(ARGS)"
+	@$(REDIS) $(PY) -m pytest -m slurm $(ARGS)
 
 lint: $(VENV)/.lint  ## Check formatting and lint rules; changes nothing
 	@echo "lint: ruff format --check, ruff check"
