@@ -42,6 +42,7 @@ __all__ = [
     "HookedClient",
     "Task",
     "TaskRef",
+    "as_expr",
     "changed_task",
     "is_of_worker",
     "low_level_expr",
@@ -71,6 +72,15 @@ class AnnotatedGraph(LLGExpr):
     def __dask_annotations__(self) -> dict[str, dict[Any, Any]]:
         annotations: dict[str, dict[Any, Any]] = self.operand("annotations")
         return annotations
+
+
+def as_expr(graph: Any) -> Any:
+    """A graph as an expression, which the scheduler needs.
+
+    `recreate_error_locally` of distributed 2026.8 asks for a task's inputs with a dictionary, which
+    the scheduler refuses.
+    """
+    return LLGExpr(graph) if type(graph) is dict else graph
 
 
 def materialize(expr: Any) -> dict[Any, GraphNode]:
@@ -253,7 +263,7 @@ class _StateOfFailed(FutureState):
         if error is None:
             return None
         try:
-            fresh = copy.copy(error)
+            fresh = _copied(error)
         except Exception:  # noqa: BLE001 - a class of the user's, which may refuse in any way
             return error
         fresh.__cause__, fresh.__context__ = error.__cause__, error.__context__
@@ -263,6 +273,15 @@ class _StateOfFailed(FutureState):
     @exception.setter
     def exception(self, error: BaseException | None) -> None:
         _EXCEPTION.__set__(self, error)
+
+
+def _copied(error: BaseException) -> BaseException:
+    try:
+        return copy.copy(error)
+    except Exception:  # noqa: BLE001 - mostly, that its arguments are not those of `__init__`
+        fresh = type(error).__new__(type(error), *error.args)
+        vars(fresh).update(vars(error))
+        return fresh
 
 
 def _raise_copies(state: FutureState | None) -> None:

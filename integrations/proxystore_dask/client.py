@@ -43,6 +43,7 @@ from proxystore_dask.graph import NODES, carries, is_native, unfold
 from proxystore_dask.leases import Leases, Lifetimes
 from proxystore_dask.literals import Scale
 from proxystore_dask.outbox import Outbox, Promise, Promises
+from proxystore_dask.prefetch import Prefetch
 from proxystore_dask.reach import StoreUnreachableError, check, see
 from proxystore_dask.results import (
     Leave,
@@ -125,6 +126,7 @@ class Client(_dask.HookedClient):
     _ps_group: str | None
     _ps_in_task: bool
     _ps_in_thread: threading.local
+    _ps_prefetch: int
     _ps_results: int | None
     _ps_stored: _StoredKeys
     _ps_threshold: int
@@ -161,6 +163,7 @@ class Client(_dask.HookedClient):
         self._ps_results = results_limit(
             setting("results", results), self._ps_threshold, name=origin("results", results)
         )
+        self._ps_prefetch = parse_size(setting("prefetch", None), name=origin("prefetch", None))
         self._ps_stored = _StoredKeys(self)
         self._ps_outbox = Outbox()
         self._ps_group = None
@@ -387,6 +390,7 @@ class Client(_dask.HookedClient):
     def _ps_graph(
         self, expr: Any, keys: list[Any]
     ) -> tuple[Callable[[], tuple[Any, Callable[[Any], None]]], bool]:
+        expr = _dask.as_expr(expr)
         packed = getattr(self._ps_in_thread, "packed", None)
         leave = getattr(self._ps_in_thread, "leave", None)
         backing = self._ps_backing()
@@ -518,6 +522,15 @@ class Client(_dask.HookedClient):
     # ------------------------------------------------------------------------- connecting
 
     async def _ps_connected(self) -> None:
+        await self._ps_find_store()
+        in_use = self._ps is not None and self._ps.leases.lifetimes is not None
+        if in_use and self._ps_prefetch and not self._ps_in_task:
+            try:
+                await self.register_plugin(Prefetch(self._ps_prefetch))
+            except ValueError as error:  # as below
+                logger.warning("workers do not prefetch: %s", error)
+
+    async def _ps_find_store(self) -> None:
         try:
             await self.register_plugin(StoreLifetimes())
         except (ImportError, AttributeError) as error:

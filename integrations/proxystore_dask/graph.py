@@ -54,9 +54,9 @@ class Load:
 
     def fetch(self) -> Any:
         """What `_Loaded` gives to a task that asks for the first time."""
-        return (
-            self.ref.resolve() if isinstance(self.ref, _UNCOUNTED) else measures.resolve(self.ref)
-        )
+        if isinstance(self.ref, _UNCOUNTED):
+            return self.ref.resolve()
+        return measures.resolve(self.ref, getattr(thread_state, "key", None))
 
     def __reduce__(self) -> tuple[type[Load], tuple[Ref]]:
         return type(self), (self.ref,)
@@ -192,13 +192,25 @@ def counted_refs(node: object) -> Iterator[Ref]:
 
     Looks into graph nodes only, never into a user's object. A user's own proxy is never ours.
     """
+    return (load.ref for load in _loads(node) if not isinstance(load.ref, _UNCOUNTED))
+
+
+def fetched_refs(node: object) -> Iterator[Ref]:
+    """Those of `counted_refs` that the task gets before its function runs."""
+    return (
+        load.ref
+        for load in _loads(node)
+        if type(load) is Load and not isinstance(load.ref, _UNCOUNTED)
+    )
+
+
+def _loads(node: object) -> Iterator[Load]:
     pending = [node]
     while pending:
         item = pending.pop()
         if isinstance(item, Task):
             if isinstance(item.func, Load):
-                if not isinstance(item.func.ref, _UNCOUNTED):
-                    yield item.func.ref
+                yield item.func
                 continue
             pending.extend(item.args)
             pending.extend(item.kwargs.values())

@@ -7,28 +7,46 @@ No message is sent for it, and outside of tasks nothing is measured.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from distributed import get_worker
 from distributed.metrics import context_meter
 
 from proxystore.workflow import Ref
+
+if TYPE_CHECKING:
+    from dask.typing import Key
 
 LOAD = "proxystore-load"
 HIT = "proxystore-hit"
 FAILURE = "proxystore-failure"
 
+PREFETCH = "proxystore-prefetch"  # the plugin that may have it already
 
-def resolve(ref: Ref) -> Any:
-    """`Ref.resolve`, measured."""
+_MISSING = object()
+
+
+def resolve(ref: Ref, task: Key | None = None) -> Any:
+    """`Ref.resolve`, measured; or what has been got ahead for this task."""
     try:
         with context_meter.meter(LOAD):
-            obj = ref.resolve()
+            obj = _MISSING if task is None else _got_ahead(task, ref)
+            if obj is _MISSING:
+                obj = ref.resolve()
     except BaseException:
         context_meter.digest_metric(FAILURE, 1, "count")
         raise
     context_meter.digest_metric(LOAD, 1, "count")
     context_meter.digest_metric(LOAD, ref.nbytes, "bytes")
     return obj
+
+
+def _got_ahead(task: Key, ref: Ref) -> Any:
+    try:
+        plugin: Any = get_worker().plugins.get(PREFETCH)
+    except ValueError:  # a task of another scheduler than distributed's
+        return _MISSING
+    return _MISSING if plugin is None else plugin.ahead.take(task, ref.id, _MISSING)
 
 
 def hit() -> None:

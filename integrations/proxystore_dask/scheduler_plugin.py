@@ -29,7 +29,8 @@ from dataclasses import fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from dask.utils import key_split
+import dask
+from dask.utils import key_split, parse_timedelta
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 from distributed.protocol.serialize import deserialize
@@ -192,10 +193,12 @@ class StoreLifetimes(SchedulerPlugin):
     async def _check_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Say so if a new worker cannot reach the stores that clients use."""
         loop = asyncio.get_running_loop()
+        # One that hangs is not to keep an object there for ever.
+        seconds = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
         for store in list(self._stores.values()):
             probe = None
             try:
-                probe = await loop.run_in_executor(self._pool, store_object, store, PACKAGE)
+                probe = await loop.run_in_executor(self._pool, self._probe, store)
                 message = {
                     "op": "run",
                     "function": dumps(see),
@@ -203,8 +206,8 @@ class StoreLifetimes(SchedulerPlugin):
                     "kwargs": dumps({}),
                     "wait": True,
                 }
-                answers = await scheduler.broadcast(
-                    msg=message, workers=[worker], on_error="ignore"
+                answers = await asyncio.wait_for(
+                    scheduler.broadcast(msg=message, workers=[worker], on_error="ignore"), seconds
                 )
                 seen = {
                     address: deserialize(answer["result"].header, answer["result"].frames)
@@ -414,6 +417,13 @@ class StoreLifetimes(SchedulerPlugin):
             self._evicting = None
 
     # ------------------------------------------------------- what runs in the plugin's thread
+
+    def _probe(self, store: Store[Any]) -> Ref:
+        # By its name it is found if the scheduler closes before a worker has answered.
+        try:
+            return store_object(store, PACKAGE, name=f"{self.group}.probe-{uuid.uuid4()}")
+        except NotImplementedError:  # a connector without names
+            return store_object(store, PACKAGE)
 
     def _can_open(self, place: bytes) -> bool:
         try:

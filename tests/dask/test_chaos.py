@@ -23,3 +23,6 @@ def test_short_chaos():
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+    # Without any, all is well that ends well.
+    assert "'harms': " in run.stdout.splitlines()[-2], run.stdout
+    assert "'harms': 0" not in run.stdout.splitlines()[-2], run.stdout

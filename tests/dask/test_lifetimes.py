@@ -18,9 +18,11 @@ import dask_tasks
 import pytest
 from dask_tasks import (
     Counter,
+    Unusual,
     add_one,
     die_once,
     fail,
+    fail_unusually,
     identity,
     total,
     wait_for,
@@ -127,6 +129,13 @@ class TestEnd:
             client.submit(fail, array).result()
         with pytest.raises(ZeroDivisionError):
             client.gather([client.submit(fail, array, pure=False)])
+        objects.wait_until_empty()
+
+    def test_failed_with_an_exception_that_cannot_be_copied(self, client, array, objects):
+        with pytest.raises(Unusual) as caught:
+            client.submit(fail_unusually, array).result()
+        assert caught.value.length == len(array)
+        del caught
         objects.wait_until_empty()
 
     def test_fire_and_forget(self, client, array, objects, tmp_path, wait_until):

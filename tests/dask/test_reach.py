@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import pytest
-from dask_tasks import OnlyHere
+from dask_tasks import OnlyHere, SlowElsewhere
 from distributed import LocalCluster
 
 from proxystore.connectors.file import FileConnector
@@ -65,6 +65,19 @@ def test_a_worker_that_joins_later(only_here, wait_until):
         warnings.simplefilter("always")
         cluster.scale(1)
         wait_until(lambda: any("these workers cannot get it" in str(w.message) for w in caught))
+
+
+def test_nothing_is_left_if_the_cluster_closes_before_a_worker_has_answered(tmp_path, wait_until):
+    directory = tmp_path / "objects"
+    with Store("slow-elsewhere", SlowElsewhere(directory, os.getpid()), cache_size=0) as store:
+        with (
+            LocalCluster(n_workers=0, dashboard_address=":0", host="127.0.0.1") as cluster,
+            Client(cluster, ps_store=store),
+        ):
+            cluster.scale(1)
+            wait_until(tmp_path.joinpath("objects.asked").exists)
+            assert len(list(directory.iterdir())) == 1
+        assert not list(directory.iterdir())
 
 
 def test_memory_of_one_node_and_workers_on_several(monkeypatch):

@@ -121,6 +121,12 @@ class TestWhatTheClientGets:
         with pytest.raises(ZeroDivisionError):
             future.result()
 
+    def test_errors_can_be_had_again_in_this_process(self, storing, array):
+        future = storing.submit(fail, storing.submit(add_one, array))
+        wait(future)
+        with pytest.raises(ZeroDivisionError):
+            storing.recreate_error_locally(future)
+
     def test_names_in_the_dashboard_stay(self, storing, array):
         future = storing.submit(add_one, array)
         assert future.key.startswith("add_one-")

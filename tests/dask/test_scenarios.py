@@ -1,22 +1,18 @@
 """What plain Dask gets right, with large data in it; and a few things that it does not.
 
-Every test ends with an empty store. These are elsewhere already:
-
-* a keyword shared by a `map`, actors, `Future.retry`, writing in place, C interfaces, what `map`
-  promises: `test_client.py`;
-* results read twice, each way a task or a client can end, workers that die, for `submit`:
-  `test_lifetimes.py`;
-* the ways into a graph: `test_graphs.py`; `scatter`: `test_scatter.py`; clients in tasks and those
-  of programs that do not know of us: `test_preload.py`.
+Every test ends with an empty store. `SCENARIOS` says where the others are.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ import dask.array as da
 import dask_tasks
 import numpy as np
 import pytest
+from dask.base import tokenize
 from dask_tasks import (
     Counter,
     add_one,
@@ -48,6 +45,115 @@ from distributed import (
 from proxystore_dask import Client
 
 pytestmark = pytest.mark.dask
+
+# What a program must get, and the tests that say so.
+SCENARIOS = {
+    "a large keyword shared by the calls of a map": [
+        "test_client.py::test_map_with_a_keyword_shared_by_all_calls",
+        "test_client.py::test_map_keywords_that_dask_cannot_carry",
+    ],
+    "a worker dies after the task: result, dependents, retries": [
+        "test_lifetimes.py::test_after_the_task",
+        "test_lifetimes.py::test_after_the_task_with_a_dependent",
+        "test_lifetimes.py::test_after_the_task_when_only_a_dependent_is_left",
+        "test_scenarios.py::test_after_the_task",
+    ],
+    "the same with what was scattered": [
+        "test_scatter.py::test_every_holder_after_its_task_is_done",
+        "test_scatter.py::test_the_only_holder_before_it_is_used",
+    ],
+    "a worker dies with a stored result": ["test_results.py::test_its_worker_dies"],
+    "a result is read twice": ["test_lifetimes.py::test_a_result_is_there_for_all_who_read_it"],
+    "a task returns its argument; chains, maps of futures, variables, published data": [
+        "test_scenarios.py::test_of_tasks_that_return_their_argument",
+        "test_scenarios.py::test_as_they_complete",
+        "test_scenarios.py::test_in_a_variable",
+        "test_scenarios.py::test_published_collections",
+        "test_lifetimes.py::test_published_data_outlives_its_client",
+    ],
+    "an actor uses what it was made from; a task is tried again": [
+        "test_lifetimes.py::test_an_actor_needs_what_it_was_made_from",
+        "test_scenarios.py::test_actors_of_a_collection",
+        "test_client.py::test_retrying_by_hand",
+        "test_client.py::test_retries",
+    ],
+    "tasks write into an argument that they share": [
+        "test_client.py::test_tasks_that_change_an_argument_do_not_see_each_other",
+        "test_graphs.py::test_tasks_that_change_a_literal_do_not_see_each_other",
+    ],
+    "functions of C libraries": ["test_client.py::test_the_c_api_takes_them"],
+    "every way into a graph": [
+        "test_graphs.py::test_with",
+        "test_graphs.py::test_from_pandas",
+        "test_graphs.py::test_frames_as_arguments",
+        "test_graphs.py::test_xarray",
+        "test_graphs.py::test_annotations_are_kept",
+    ],
+    "the scheduler's memory, with 16 arrays held": [
+        "test_schedulers.py::test_its_memory_does_not_grow_with_what_tasks_need"
+    ],
+    "one array in many tasks is stored once": [
+        "test_lifetimes.py::test_across_calls",
+        "test_graphs.py::test_the_same_array_in_many_tasks_is_stored_once",
+    ],
+    "an event loop goes on": [
+        "test_asynchronous.py::test_the_longest_gap",
+        "test_asynchronous.py::test_while_arguments_are_stored",
+    ],
+    "a random load with workers that die": [
+        "test_stress.py::test_random_load_with_dying_workers",
+        "test_chaos.py::test_short_chaos",
+    ],
+    "each end of a task, a client and a cluster": [
+        "test_lifetimes.py::test_client_that_is_killed",
+        "test_lifetimes.py::test_client_that_is_killed_and_has_not_told",
+        "test_lifetimes.py::test_cancelled",
+        "test_lifetimes.py::test_dropped_before_it_has_run",
+        "test_lifetimes.py::test_fire_and_forget",
+        "test_lifetimes.py::test_restart",
+        "test_lifetimes.py::test_shutdown",
+        "test_lifetimes.py::test_two_clients_with_equal_content",
+        "test_scenarios.py::test_client_that_is_killed",
+    ],
+    "results that do not fit into a worker's memory": [
+        "test_scenarios.py::test_that_are_more_than_fits_into_a_worker"
+    ],
+    "the key of large bytes": ["test_scenarios.py::test_a_key_of_large_bytes_takes_no_time"],
+    "clients in tasks, and programs that do not know of us": [
+        "test_preload.py::test_the_one_in_a_task",
+        "test_preload.py::test_a_program_that_does_not_know_of_us",
+        "test_client.py::test_in_a_task",
+    ],
+    "small arguments are sent as they are": [
+        "test_client.py::test_what_is_small_stays_in_the_graph",
+        "test_graphs.py::test_a_graph_without_large_literals_is_sent_as_it_is",
+    ],
+    "threads of a worker wait for bytes, and not for each other": [
+        "../store/test_races.py::test_sixty_four_threads_that_get_one_object_fetch_it_once",
+        "../store/test_races.py::test_sixty_four_threads_that_get_other_objects_get_their_own",
+    ],
+    "what map, submit and compute promise": [
+        "test_client.py::test_map_over_nothing",
+        "test_client.py::test_map_refuses_what_dask_refuses",
+        "test_client.py::test_map_with_batches",
+        "test_client.py::test_map_with_list_of_keys",
+        "test_client.py::test_workers_and_priority",
+        "test_client.py::test_resources_that_nobody_has",
+        "test_scenarios.py::test_retries",
+    ],
+    "nobody gets an object by looking": [
+        "test_lifetimes.py::test_the_scheduler_never_reads_an_object",
+        "test_proxies.py::test_looking_does_not_resolve_what_knows_its_class",
+    ],
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_each_has_its_tests(scenario):
+    for name in SCENARIOS[scenario]:
+        file, test = name.split("::")
+        source = (Path(__file__).parent / file).read_text()
+        assert re.search(rf"^ *(async )?def {test}\(", source, re.MULTILINE), name
 
 
 class TestResults:
@@ -80,6 +186,27 @@ class TestResults:
         assert client.get_dataset("kept").sum().compute() == array.sum()
         client.unpublish_dataset("kept")
 
+    def test_that_are_more_than_fits_into_a_worker(self, objects):
+        """Its nanny would kill it, or it would write them to its disk."""
+        with (
+            LocalCluster(
+                n_workers=1,
+                threads_per_worker=1,
+                memory_limit="400 MB",
+                host="127.0.0.1",
+                dashboard_address=":0",
+            ) as cluster,
+            Client(cluster, ps_store=objects.store, ps_results="large") as client,
+        ):
+            (process,) = client.run(os.getpid).values()
+            futures = client.map(np.full, [5_000_000] * 10, range(10))
+            wait(futures)
+            assert client.submit(total, futures[7]).result() == 35e6
+            assert futures[8].result()[-1] == 8
+            assert list(client.run(os.getpid).values()) == [process]
+            assert client.run(_spilled) == {next(iter(client.scheduler_info()["workers"])): 0}
+            del futures
+
 
 class TestFuturesAndLiterals:
     def test_in_a_call(self, client, array):
@@ -105,6 +232,22 @@ class TestFuturesAndLiterals:
 
 
 class TestOptions:
+    def test_a_key_of_large_bytes_takes_no_time(self, client):
+        """Nothing like what plain Dask takes to look at them, which here is done by the digest."""
+
+        def submitted(data: bytes) -> float:
+            start = time.perf_counter()
+            future = client.submit(len, data)
+            taken = time.perf_counter() - start
+            assert future.result() == len(data)
+            return taken
+
+        data = [os.urandom(1_000) * 30_000 for _ in range(3)]
+        start = time.perf_counter()
+        tokenize(data[0])
+        plain = time.perf_counter() - start
+        assert statistics.median(map(submitted, data)) < plain
+
     def test_actors_of_a_collection(self, client, array):
         counter = client.compute(dask.delayed(Counter)(array), actors=True).result()
         assert counter.add(1).result() == array.sum() + len(array)
@@ -260,6 +403,10 @@ time.sleep(600)
             wait_until(lambda: len(objects) == 4)
             it.send_signal(signal.SIGKILL)
         objects.wait_until_empty()
+
+
+def _spilled(dask_worker: Any) -> int:
+    return len(dask_worker.data.slow)
 
 
 def _is_wanted(dask_scheduler: Any) -> bool:

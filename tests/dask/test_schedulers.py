@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dask_tasks
+import numpy as np
 import pytest
 from dask_tasks import total
 from distributed import LocalCluster
@@ -106,6 +107,23 @@ class TestInAProcessOfItsOwn:
         assert objects.log("evict").count(scheduler) == 2 + asked
         assert scheduler not in objects.log("get")
         assert asked <= 1
+
+    def test_its_memory_does_not_grow_with_what_tasks_need(self, processes, objects):
+        psutil = pytest.importorskip("psutil")
+        processes.start_scheduler()
+        processes.start_worker()
+        with Client(processes.address, ps_store=objects.store) as client:
+
+            def memory() -> int:
+                return int(psutil.Process(processes.scheduler.pid).memory_info().rss)
+
+            assert client.submit(total, np.ones(1_000_000)).result() == 1_000_000
+            before = memory()
+            futures = [client.submit(total, np.full(1_000_000, float(i))) for i in range(16)]
+            assert client.gather(futures) == [1e6 * i for i in range(16)]
+            assert len(objects) >= 16
+            assert memory() - before < 16_000_000, "of 128 MB that tasks mention"
+            del futures
 
     def test_its_end_and_that_of_its_successor(self, processes, objects, array, wait_until):
         """The objects of a scheduler that was killed go with its successor's first client."""

@@ -77,6 +77,18 @@ def fail(array: Any) -> None:
     raise ZeroDivisionError(len(array))
 
 
+class Unusual(Exception):
+    """Does not take what it keeps as its arguments."""
+
+    def __init__(self, text: str, length: int) -> None:
+        super().__init__(text)
+        self.length = length
+
+
+def fail_unusually(array: Any) -> None:
+    raise Unusual("unusual", len(array))
+
+
 def fail_once(array: Any, marker: str) -> float:
     if not os.path.exists(marker):
         Path(marker).touch()
@@ -196,6 +208,23 @@ def _deserialize(header: dict[str, Any], frames: list[bytes]) -> OnlyForDask:
 
 def value_of(obj: OnlyForDask, array: Any) -> float:
     return obj.value + total(array)
+
+
+class SlowElsewhere(FileConnector):
+    """A file connector that other processes than one have to wait for."""
+
+    def __init__(self, directory: Any, pid: int) -> None:
+        super().__init__(directory)
+        self.pid = pid
+
+    def config(self) -> dict[str, Any]:
+        return {"directory": str(self.store_dir), "pid": self.pid}
+
+    def get(self, key: Any) -> Any:
+        if os.getpid() != self.pid:
+            Path(f"{self.store_dir}.asked").touch()
+            time.sleep(60)  # nobody is waited for that long; the process is killed before
+        return super().get(key)
 
 
 class OnlyHere(FileConnector):
