@@ -1,5 +1,8 @@
 """Parsl's HighThroughputExecutor, two workers, warm: plain, with the other distribution, with us.
 
+The other distribution twice: with its proxies, made by hand, and with its serializer for Parsl,
+which passes arguments by reference, and results as Parsl does.
+
 Each is measured in a process of its own, one after the other, on the same arrays.
 """
 
@@ -22,6 +25,8 @@ SIZE = 100_000_000  # bytes of the large array
 TASKS = 8
 SMALL_TASKS = 1_000
 
+SUBMIT = "the submission of each of those"
+
 # What is measured, and how often: the plain way takes seconds.
 ROWS = {
     "one 100 MB argument": 5,
@@ -33,7 +38,12 @@ ROWS = {
     "1 MB argument": 25,
     "10 kB argument": 25,
     "1,000 tasks without data": 3,
+    SUBMIT: 3,
 }
+MEMORY_ROWS = (
+    "memory of the submit process, MB more",
+    "memory of the interchange, MB more",
+)
 
 
 # -- the apps; they import what they need, since workers get them by value
@@ -80,7 +90,17 @@ def changed(x: Any) -> Any:
     return x
 
 
-# -- three ways to run them; each gives a function for each row
+def submitting(app: Callable[[int], Any]) -> float:
+    """Return what a call costs the caller, in seconds; the results are waited for, untimed."""
+    start = time.perf_counter()
+    futures = [app(i) for i in range(SMALL_TASKS)]
+    elapsed = time.perf_counter() - start
+    for future in futures:
+        future.result()
+    return elapsed / SMALL_TASKS
+
+
+# -- four ways to run them; each gives a function for each row
 
 
 def plain() -> dict[str, Callable[[], Any]]:
@@ -125,6 +145,7 @@ def rows(
         "1,000 tasks without data": lambda: [
             future.result() for future in [idle(i) for i in range(SMALL_TASKS)]
         ],
+        SUBMIT: lambda: submitting(idle),
     }
 
 
@@ -185,13 +206,54 @@ def peer() -> dict[str, Callable[[], Any]]:
         "1,000 tasks without data": lambda: [
             future.result() for future in [idle(i) for i in range(SMALL_TASKS)]
         ],
+        SUBMIT: lambda: submitting(idle),
     }
 
 
-def peak_mb() -> float:
-    """Return the largest resident memory of this process since it was last reset, in MB."""
-    status = Path("/proc/self/status").read_text()
+def plugin() -> dict[str, Callable[[], Any]]:
+    """Return what the other distribution's serializer for Parsl does with plain apps."""
+    import numpy as np
+    import parsl
+    from parsl.serialize import facade
+    from parsl.serialize.proxystore import ProxyStoreSerializer
+
+    from proxystore.connectors.file import FileConnector
+    from proxystore.store import Store
+
+    directory = os.environ["BENCH_DIR"]
+    store = Store("bench", FileConnector(directory), register=True, cache_size=0)
+    # As its documentation has it: it is used only where Parsl's own are gone.
+    facade.additional_methods_for_deserialization.update(facade.methods_for_data)
+    facade.methods_for_data.clear()
+
+    def is_large(x: Any) -> bool:
+        return type(x) is np.ndarray and x.nbytes > 100_000
+
+    facade.register_method_for_data(ProxyStoreSerializer(store=store, should_proxy=is_large))
+
+    def emptied(function: Callable[[], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            result = function()
+            for path in Path(directory).iterdir():  # else everything stays
+                path.unlink()
+            return result
+
+        return call
+
+    made = rows(parsl.python_app)
+    return {row: emptied(function) for row, function in made.items() if "result" not in row}
+
+
+def peak_mb(pid: int) -> float:
+    """Return the largest resident memory of a process since it was last reset, in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+def reset_peak(pid: int) -> float:
+    """Have the peak of a process's memory start here, and return it."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_mb(pid)
 
 
 def measure(way: str) -> dict[str, float]:
@@ -220,24 +282,30 @@ def measure(way: str) -> dict[str, float]:
             )
         ),
     ):
-        todo = {"plain": plain, "peer": peer, "ours": ours}[way]()
+        todo = {"plain": plain, "peer": peer, "plugin": plugin, "ours": ours}[way]()
         for _ in range(20):  # both workers have imported everything
             todo["1 MB argument"]()
             todo["10 kB argument"]()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-        before = peak_mb()
+        interchange = executor.interchange_proc
+        assert interchange is not None, "it was started"
+        watched = dict(zip(MEMORY_ROWS, (os.getpid(), interchange.pid), strict=True))
+        before = {row: reset_peak(pid) for row, pid in watched.items()}
+        large = True  # those rows come first
         for row, function in todo.items():
-            large = "100 MB" in row
-            if way != "plain" and large:
+            large = large and row != "1 MB argument"
+            if before and not large:
+                found.update({row: peak_mb(pid) - before[row] for row, pid in watched.items()})
+                before = {}
+            if way not in ("plain", "plugin") and large:
                 function()  # the first use of memory that the kernel has just handed out is slow
             repeats = 1 if way == "plain" and large else ROWS[row]
             times = []
             for _ in range(repeats):
                 start = time.perf_counter()
-                function()
-                times.append(time.perf_counter() - start)
+                result = function()
+                elapsed = time.perf_counter() - start
+                times.append(result if row == SUBMIT else elapsed)
             found[row] = statistics.median(times)
-        found["peak memory of the submit process, MB more"] = peak_mb() - before
     return found
 
 
@@ -263,13 +331,14 @@ def main() -> None:
     other = os.environ.get("PROXYSTORE_PEER_PYTHON")
     if other:
         ways["peer"] = run(other, "peer")
+        ways["plugin"] = run(other, "plugin")
     ways["ours"] = run(sys.executable, "ours")
 
     # Who has no way to store an array before has stored it at the call, and the reverse.
     fan, stored = "one 100 MB array to 8 tasks", "the same, stored before"
     ways["plain"][stored] = ways["plain"][fan]
     print(f"{'seconds':46}" + "".join(f"{way:>10}" for way in ways) + "   plain/ours  peer/ours")
-    for row in [*ROWS, "peak memory of the submit process, MB more"]:
+    for row in [*ROWS, *MEMORY_ROWS]:
         values = {way: found.get(row) for way, found in ways.items()}
         line = f"{row:46}"
         line += "".join(f"{'-' if v is None else format(v, '10.4g'):>10}" for v in values.values())

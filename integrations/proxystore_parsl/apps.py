@@ -46,6 +46,7 @@ from proxystore_parsl.packing import (
     LocalTask,
     Plan,
     Task,
+    name_of,
     replaced,
 )
 from proxystore_parsl.proxies import Scope, counted_factory, counted_proxy
@@ -591,6 +592,7 @@ class StoreApps(RepresentationMixin):
             embedded=not self._stores,
             policy=self.policy,
             digest=digest,
+            tasks=self._calls.tasks,
         )
 
     def _has_shared(self) -> bool:
@@ -624,6 +626,7 @@ class _App:
         # Parsl's app for each executor and store, as it picks a random executor too late
         # for us: what is packed depends on where it goes.
         self._parsl_apps: dict[tuple[str, Depot | None], Callable[..., AppFuture]] = {}
+        self._packers: dict[Depot, Packer] = {}
 
     def parsl_app(self, task: Callable[..., Any], **options: Any) -> Callable[..., AppFuture]:
         """Return Parsl's app of what is called in place of the function."""
@@ -642,9 +645,9 @@ class _App:
         label = self._pick(dfk)
         depot = self.apps._depot_of(dfk.executors.get(label))
         call = Call(
-            self.function.__name__,
+            name_of(self.function),
             dfk,
-            self.apps._calls.new_task(),
+            self.apps._calls.new_number(),
             depot,
             joins=isinstance(self, _JoinApp),
             pinned=self.options["cache"],
@@ -684,10 +687,13 @@ class _App:
     def _pack(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        packer = None
-        if call.depot is not None:
-            packer = self.apps._packer(call.depot, self.threshold, digest=self._digest)
-        return packed_for(call, packer, args, kwargs)
+        depot, packer = call.depot, None
+        if depot is not None:
+            packer = self._packers.get(depot)
+            if packer is None:
+                packer = self.apps._packer(depot, self.threshold, digest=self._digest)
+                self._packers[depot] = packer
+        return packed_for(call, packer, args, kwargs, by_size=self.apps.policy is None)
 
 
 class _PythonApp(_App):
@@ -704,7 +710,7 @@ class _PythonApp(_App):
     def task(self, depot: Depot | None) -> Callable[..., Any]:
         if depot is None:
             return LocalTask(self.function)
-        name = self.function.__name__
+        name = name_of(self.function)
         return Task(
             self.function, self.apps._plan(name, depot, self.threshold, digest=self._digest)
         )
@@ -716,7 +722,7 @@ class _PythonApp(_App):
         mode = getattr(call.dfk.memoizer, "checkpoint_mode", None)
         # A checkpoint outlives the objects, unless its memoizer and their store know better.
         by_value = call.pinned and mode is not None and not call.persistent
-        return {TASK: None if by_value else call.task}
+        return {TASK: None if by_value else call.number}
 
 
 class _BashApp(_App):
@@ -747,7 +753,7 @@ class _JoinApp(_App):
 
 def _is_an_app(function: Any) -> TypeError:
     return TypeError(
-        f"{function.__name__!r} is an app already: decorate the function itself, with one decorator"
+        f"{name_of(function)!r} is an app already: decorate the function itself, with one decorator"
     )
 
 

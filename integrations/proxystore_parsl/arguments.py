@@ -10,9 +10,10 @@ from parsl.dataflow.futures import AppFuture
 
 from proxystore.proxy import Proxy
 from proxystore.workflow import Packer, UnpicklableArgumentError
+from proxystore.workflow.policy import is_small, size_of
 from proxystore_parsl.errors import AppArgumentError
 from proxystore_parsl.lifetimes import Call, StoreAppFuture, by_reference, relay
-from proxystore_parsl.packing import inert, replaced
+from proxystore_parsl.packing import comes_back, inert, replaced
 from proxystore_parsl.proxies import notice
 
 # What Parsl itself reads of a call. ("inputs" it reads item by item, and so do we.)
@@ -31,15 +32,32 @@ _LEFT_ALONE = frozenset(
 
 
 def packed_for(
-    call: Call, packer: Packer | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    call: Call,
+    packer: Packer | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    by_size: bool,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return arguments as they go to Parsl; the call then needs what is in the store.
+
+    Args:
+        call: That is to need it.
+        packer: Stores what is large. None: objects stay as they are.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        by_size: No policy has to be asked.
 
     Raises:
         AppArgumentError: One cannot be sent to another process; a `TypeError`. Nothing has
             been stored.
         ClosedError: A result or proxy among them was let go with its scope.
     """
+    # So are most calls of programs with many tasks, and a longer look would take as long as all
+    # else that is done here for a call.
+    limit = packer.threshold if packer is not None and by_size else 0
+    if all(_stays(arg, limit) for arg in (*args, *kwargs.values())):
+        return tuple(args), dict(kwargs)
     swap = functools.partial(_swapped, call=call, packer=packer)
     untouched = {name: kwargs[name] for name in kwargs if name in _LEFT_ALONE}
     named = {name: arg for name, arg in kwargs.items() if name not in _LEFT_ALONE}
@@ -65,6 +83,15 @@ def packed_for(
         packed_items = [named.pop(name) for name in items]
         named["inputs"] = type(inputs)(packed_items) if items else inputs
     return args, {**named, **untouched}
+
+
+def _stays(arg: Any, limit: int) -> bool:
+    """Say whether an argument goes to Parsl as it is, from its class and what it says of its size.
+
+    That is so of numbers, and of short text and small arrays: with nothing in them, and less
+    than `limit` bytes.
+    """
+    return is_small(arg) or (comes_back(arg) and (size_of(arg) or 0) < limit)
 
 
 def unwrapped_future(obj: Any, call: Call) -> Any:

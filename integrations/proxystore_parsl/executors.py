@@ -29,7 +29,7 @@ from proxystore_parsl.apps import StoreApps
 from proxystore_parsl.arguments import packed_for
 from proxystore_parsl.errors import ClosedError
 from proxystore_parsl.lifetimes import Call, Depot, Kept, user_leaf
-from proxystore_parsl.packing import TASK, Envelope, TaskOfExecutor, is_ours
+from proxystore_parsl.packing import TASK, Envelope, TaskOfExecutor, is_ours, name_of
 
 ExecutorT = TypeVar("ExecutorT", bound=ParslExecutor)
 
@@ -111,18 +111,18 @@ class _Submit:
         executor = self._executor()
         if executor is None or is_ours(func):
             return self._submit(func, resource_specification, *args, **kwargs)
-        apps, name = self._apps, getattr(func, "__name__", "app")
+        apps, name = self._apps, name_of(func)
         depot = apps._depot_of(executor)
         assert depot is not None, "it does not run here"
-        call = Call(name, None, apps._calls.new_task(), depot)
+        call = Call(name, None, apps._calls.new_number(), depot)
         # Content that is there already is found whatever `apps` says: a task that is tried
         # again must not store its arguments again.
         packer = apps._packer(depot, apps.threshold, digest=True)
         apps._calls.add(call)
         try:
-            packed, named = packed_for(call, packer, args, kwargs)
+            packed, named = packed_for(call, packer, args, kwargs, by_size=apps.policy is None)
             task = self._task(func, name, depot)
-            named[TASK] = call.task
+            named[TASK] = call.number
             inner = self._submit(task, resource_specification, *packed, **named)
         except BaseException:
             self._end(call)
@@ -149,7 +149,7 @@ class _Submit:
                 error = failed
         if error is not None or isinstance(sealed, RemoteExceptionWrapper):
             # A worker may have been killed in the middle of storing a result.
-            depot.sweep(outer.call.task, tuple)
+            depot.sweep(self._apps._calls.name_of(outer.call), tuple)
         else:
             outer.call.let_go()
         self._apps._calls.forget(outer.call)
@@ -165,8 +165,10 @@ class _Submit:
                 call.depot.discard(envelope.refs)
             raise ClosedError(f"a task of app {call.app!r}", "its StoreApps was closed")
         kept = Kept()
-        kept.holds.update(apps._calls.held(envelope.refs, call.holds))
-        kept.escaped.update(apps._calls.held(envelope.escaped, call.holds))
+        kept.add(
+            apps._calls.held(envelope.refs, call.holds),
+            apps._calls.held(envelope.escaped, call.holds),
+        )
         return envelope.open(lambda ref: user_leaf(ref, apps.results, kept), kept.escaped)
 
     def let_go(self) -> None:

@@ -46,8 +46,15 @@ from proxystore.store import Store
 from proxystore.workflow import Hold, Ledger, Packer, Ref, RefId
 from proxystore_parsl._log import logger
 from proxystore_parsl.errors import ClosedError
-from proxystore_parsl.packing import Envelope, dill_takes, is_native, part_of, replaced
-from proxystore_parsl.proxies import Scope, counted_factory, counted_proxy
+from proxystore_parsl.packing import (
+    Envelope,
+    dill_takes,
+    is_native,
+    part_of,
+    replaced,
+    task_name,
+)
+from proxystore_parsl.proxies import Scope, counted_factory, counted_proxy, of_main
 
 
 class Depot:
@@ -106,6 +113,9 @@ class Depot:
         self.store.evict(ref.factory.key)
 
 
+_NOTHING: Mapping[RefId, Hold] = MappingProxyType({})
+
+
 class Kept:
     """The objects of one result, which stay in the store as long as this lives.
 
@@ -117,8 +127,17 @@ class Kept:
     __slots__ = ("__weakref__", "escaped", "holds")
 
     def __init__(self) -> None:
-        self.holds: dict[RefId, Hold] = {}
-        self.escaped: dict[RefId, Hold] = {}
+        # One for each call of the program, and most have nothing: it is a matter of the garbage
+        # collector, which goes through what there is more often the more there is.
+        self.holds: Mapping[RefId, Hold] = _NOTHING
+        self.escaped: Mapping[RefId, Hold] = _NOTHING
+
+    def add(self, holds: Mapping[RefId, Hold], escaped: Mapping[RefId, Hold]) -> None:
+        """Keep more objects."""
+        if holds:
+            self.holds = {**self.holds, **holds}
+        if escaped:
+            self.escaped = {**self.escaped, **escaped}
 
 
 class Afterglow:
@@ -160,14 +179,14 @@ class Afterglow:
 _afterglow = Afterglow()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """A call that is not final.
 
     Attributes:
         app: Name of the app.
         dfk: Who runs it. None: an executor knows nothing of that.
-        task: What the names of objects start with that its tries store.
+        number: Of its task; its tries get it, for the names of what they store.
         depot: Where its results go. None: it runs in this process.
         joins: It is a join app's, whose result is that of other calls.
         pinned: Its result may be asked for again without a future (memoization).
@@ -180,7 +199,7 @@ class Call:
 
     app: str
     dfk: DataFlowKernel | None
-    task: str
+    number: int
     depot: Depot | None = None
     joins: bool = False
     pinned: bool = False
@@ -342,7 +361,7 @@ def user_leaf(
 ) -> Any:
     """Return what a program gets for a large object in a result."""
     if results == "value" or ref.type_name in _NEVER_PROXIES:
-        return ref.resolve()
+        return of_main(ref.resolve())
     return counted_proxy(ref, kept.holds.get(ref.id), kept.escaped, scope)
 
 
@@ -356,24 +375,29 @@ class Calls:
 
     Attributes:
         depots: Where objects are; filled by the `StoreApps`.
+        tasks: What the names of objects start with that tasks store.
     """
 
     def __init__(self, results: Literal["proxy", "value"]) -> None:
         self.depots: dict[Hashable, Depot] = {}
         self._results = results
         self._lock = threading.Lock()
-        self._pending: dict[str, Call] = {}
+        self._pending: dict[int, Call] = {}
         self._closed: str | None = None
         # Parsl's memo table gives results to calls that come after the last future is gone.
         self._memoized: list[Kept] = []
         # A name for a task costs nothing then; system calls at each call do.
-        self._prefix = f"{uuid.uuid4()}."
+        self.tasks = f"{uuid.uuid4()}."
         self._numbers = itertools.count()
         self._watched: weakref.WeakSet[DataFlowKernel] = weakref.WeakSet()
 
-    def new_task(self) -> str:
-        """Return a name for a task: what the names of its objects start with."""
-        return f"{self._prefix}{next(self._numbers)}."
+    def new_number(self) -> int:
+        """Return a number for a task."""
+        return next(self._numbers)
+
+    def name_of(self, call: Call) -> str:
+        """Return what the names of objects start with that a call's tries store."""
+        return task_name(self.tasks, call.number)
 
     @property
     def scope(self) -> Scope | None:
@@ -449,12 +473,12 @@ class Calls:
         """
         with self._lock:
             self.require_open(f"a call of app {call.app!r}")
-            self._pending[call.task] = call
+            self._pending[call.number] = call
 
     def forget(self, call: Call) -> None:
         """Take note that a call is final, or never will be."""
         with self._lock:
-            self._pending.pop(call.task, None)
+            self._pending.pop(call.number, None)
 
     def _settle(self, call: Call, inner: AppFuture) -> None:
         """Parsl is done with a call: take over its result and give back what it needed."""
@@ -464,7 +488,8 @@ class Calls:
         try:
             self._take_over(call, envelopes, again=bool(inner.task_record["from_memo"]))
             if call.depot is not None and _has_lost_tries(inner, error):
-                call.depot.sweep(call.task, lambda: [r for each in envelopes for r in each.refs])
+                needed = [ref for each in envelopes for ref in each.refs]
+                call.depot.sweep(self.name_of(call), lambda: needed)
         except Exception as failed:  # noqa: BLE001 - what a store raises
             # The user waits for the future, and has to see it there.
             logger.exception("cannot take over the result of app %r", call.app)
@@ -476,6 +501,8 @@ class Calls:
             _finish(future, sealed, error)
 
     def _take_over(self, call: Call, envelopes: list[Envelope], *, again: bool) -> None:
+        if not envelopes and not call.pinned:
+            return
         kept = call.kept() or Kept()
         held = call.holds
         # Without a depot a result comes out of Parsl's memo table or another call's future,
@@ -485,8 +512,10 @@ class Calls:
             if call.closed is not None and call.depot is not None:
                 call.depot.discard(envelope.refs)
                 continue
-            kept.holds.update(self.held(envelope.refs, held, theirs=theirs))
-            kept.escaped.update(self.held(envelope.escaped, held, theirs=theirs))
+            kept.add(
+                self.held(envelope.refs, held, theirs=theirs),
+                self.held(envelope.escaped, held, theirs=theirs),
+            )
             if call.persistent and not again:
                 for ref in envelope.refs + envelope.escaped:
                     self.persist(ref)
@@ -532,7 +561,7 @@ class Calls:
             part_of(pick), executors=["_parsl_internal"], data_flow_kernel=record["dfk"]
         )
         app_name = f"{pick.__name__} of {record['func_name']}"
-        call = Call(app_name, record["dfk"], self.new_task())
+        call = Call(app_name, record["dfk"], self.new_number())
         call.need(future._kept)
         return self.submit(call, functools.partial(app, future._inner, key))
 
@@ -568,7 +597,7 @@ class Calls:
         with self._lock:
             calls = [call for call in self._pending.values() if dfk in (None, call.dfk)]
             for call in calls:
-                del self._pending[call.task]
+                del self._pending[call.number]
                 call.closed = ClosedError(f"a task of app {call.app!r}", event)
         for call in calls:
             call.let_go()
@@ -592,7 +621,7 @@ class Calls:
 
         A worker that was cut off, and not killed, may store its result late.
         """
-        depot.sweep(self._prefix, lambda: None if self._pending else depot.ledger.live)
+        depot.sweep(self.tasks, lambda: None if self._pending else depot.ledger.live)
 
 
 def _finish(future: StoreAppFuture, sealed: Any, error: BaseException | None) -> None:

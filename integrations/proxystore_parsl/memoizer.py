@@ -102,6 +102,9 @@ def _with_id(obj: Any) -> Any:
             return factory.ref
         made = store_factory(obj)
         return obj if made is None else _Content(memo_id_of_ref(ProxyRef(made, "", 0, "")))
+    if type(obj) is Envelope:
+        found = _as_an_argument(obj)
+        return obj if found is obj else replaced(found, _with_id)
     # What is in a file is not in a `File`: whoever wants to use one here has to say how.
     if is_native(obj) or id_for_memo.dispatch(type(obj)) is not _UNKNOWN:
         return obj
@@ -109,6 +112,32 @@ def _with_id(obj: Any) -> Any:
         return _Content(_id_of_content(obj))
     except SerializationError:
         return obj  # Parsl then says that it has no id
+
+
+def _as_an_argument(envelope: Envelope) -> Any:
+    """Return a result as an argument of the same content is: large objects as references.
+
+    Or the envelope, if there are some inside others: those are one object as an argument.
+    """
+    if envelope.escaped:
+        return envelope
+    try:
+        opened = envelope.open(_itself)
+    except Exception:  # noqa: BLE001 - its classes may be gone
+        return envelope
+    seen: list[Ref] = []
+
+    def see(obj: Any) -> Any:
+        if type(obj) is Ref:
+            seen.append(obj)
+        return obj
+
+    replaced(opened, see)
+    return opened if set(envelope.refs) <= set(seen) else envelope
+
+
+def _itself(ref: Ref) -> Ref:
+    return ref
 
 
 def _id_of_content(obj: Any) -> bytes:
@@ -166,6 +195,9 @@ def memo_id_of_ref(ref: Ref, output_ref: bool = False) -> bytes:
 
 @id_for_memo.register(Envelope)
 def _memo_id_of_envelope(envelope: Envelope, output_ref: bool = False) -> bytes:
+    found = _as_an_argument(envelope)
+    if type(found) is Ref:
+        return memo_id_of_ref(found)
     return envelope.body + b"".join(map(memo_id_of_ref, envelope.refs))
 
 

@@ -60,10 +60,12 @@ from proxystore_parsl.proxies import (
     counted_proxy,
     lend,
     notice,
+    of_main,
 )
 
-# The keyword argument that tells a worker which task it runs: what the names of the
-# objects start with that it stores. None: it stores nothing.
+# The keyword argument that tells a worker which task it runs, by number; with `Plan.tasks`
+# before it, what the names of the objects start with that it stores. None: it stores nothing.
+# (Parsl pickles it for each task: a number in half the time that the name takes.)
 TASK = "_proxystore_task"
 
 _NUMBERS = frozenset({type(None), bool, int, float, complex})
@@ -201,7 +203,7 @@ class Envelope:
             scope: Of the proxies of those.
         """
         with lend(holds or {}, scope):
-            return _Unpickler(self.body, lambda i: leaf(self.refs[i])).load()
+            return of_main(_Unpickler(self.body, lambda i: leaf(self.refs[i])).load())
 
     def select(self, pick: Callable[[Any], Any]) -> Any:
         """Return a part of the result, in an envelope unless it is in memory.
@@ -255,7 +257,7 @@ def seal(value: Any, plan: Plan, task: str | None) -> Any:
     Args:
         value: What the user's function returned.
         plan: Of the app.
-        task: As `TASK` says.
+        task: What the names of its objects start with. None: it stores nothing.
 
     Raises:
         UnpicklableResultError: It cannot be pickled and unpickled again. Nothing is left in
@@ -267,15 +269,21 @@ def seal(value: Any, plan: Plan, task: str | None) -> Any:
         return value  # of Parsl's, for the caller to deal with
     if is_plain(value, plan.threshold) and (plan.policy is None or type(value) in _NUMBERS):
         return value
-    if task is not None:
-        try:
-            return _sealed(value, plan, task)
-        except StorageFullError as error:
-            if not plan.embedded:
-                raise
-            # As for arguments: who has named no store is not to lose a program for it.
-            logger.warning("a result of app %r travels by value: %s", plan.app, error)
-    return _sealed(value, plan, None)
+    try:
+        if task is not None:
+            try:
+                return _sealed(value, plan, task)
+            except StorageFullError as error:
+                if not plan.embedded:
+                    raise
+                # As for arguments: who has named no store is not to lose a program for it.
+                logger.warning("a result of app %r travels by value: %s", plan.app, error)
+        return _sealed(value, plan, None)
+    except UnpicklableResultError:
+        sealed = _sealed_by_dill(value)
+        if sealed is None:
+            raise
+        return sealed
 
 
 def _sealed(value: Any, plan: Plan, task: str | None) -> Envelope:
@@ -288,6 +296,19 @@ def _sealed(value: Any, plan: Plan, task: str | None) -> Envelope:
         refs = _store_leaves(leaves, plan, task)
     escaped = {factory.ref: None for factory in noticed}
     return Envelope(body, refs, tuple(ref for ref in escaped if ref not in refs))
+
+
+def _sealed_by_dill(value: Any) -> Envelope | None:
+    """Return a result by value, as Parsl sends it, if that can be done (locks, for example)."""
+    with notice() as noticed:
+        try:
+            body = dill.dumps(value)
+            _Unpickler(body, _nothing).load()
+        except AppTimeout:
+            raise
+        except Exception:  # noqa: BLE001 - any __reduce__ may raise anything
+            return None
+    return Envelope(body, (), tuple({factory.ref: None for factory in noticed}))
 
 
 def _nothing(number: int) -> None:
@@ -403,7 +424,7 @@ def _store_leaves(leaves: Sequence[_Leaf], plan: Plan, task: str | None) -> tupl
             with _reaching(plan.store, plan.app):
                 stored.append(store_object(store, leaf.content, name=name, digest=plan.digest))
             refs.append(stored[-1])
-            if not _comes_back(leaf.content):
+            if not comes_back(leaf.content):
                 stored[-1].resolve()
     except BaseException:
         for ref in stored:
@@ -412,7 +433,7 @@ def _store_leaves(leaves: Sequence[_Leaf], plan: Plan, task: str | None) -> tupl
     return tuple(refs)
 
 
-def _comes_back(obj: Any) -> bool:
+def comes_back(obj: Any) -> bool:
     """Say whether an object is of a kind that never fails to be unpickled.
 
     Anything else is unpickled once before its reference is sent.
@@ -516,7 +537,7 @@ class Failure(RemoteExceptionWrapper):
             frames = frames.tb_next or frames  # our own frame tells the user nothing
         try:
             body = serialize(RemoteExceptionWrapper(type(error), error, frames))
-            deserialize(body).get_exception()
+            _showable(deserialize(body).get_exception())
         except Exception:  # noqa: BLE001 - any __reduce__ may raise anything
             return cls(None, described)
         return cls(body, described)
@@ -526,7 +547,7 @@ class Failure(RemoteExceptionWrapper):
         if self.body is None:
             return self.described
         try:
-            error: BaseException = deserialize(self.body).get_exception()
+            error = of_main(_showable(deserialize(self.body).get_exception()))
         except Exception:  # noqa: BLE001 - as above: its class may not exist here
             return self.described
         return error
@@ -545,6 +566,12 @@ def _timeout_behind(error: Exception) -> Exception:
     while isinstance(cause, (SerializationError, ProxyResolveError, UnpicklableResultError)):
         cause = cause.__cause__
     return cause if isinstance(cause, AppTimeout) else error
+
+
+def _showable(error: BaseException) -> BaseException:
+    """Return an exception, or raise what its `repr` does: Parsl's tasks would never be final."""
+    repr(error)
+    return error
 
 
 def _text(error: BaseException) -> str:
@@ -569,6 +596,7 @@ class Plan:
         embedded: The store is one that the user has not named.
         policy: As for `StoreApps`.
         digest: Whether references to large results say what their content is.
+        tasks: What the names of objects start with; the task's number follows.
     """
 
     app: str
@@ -578,6 +606,17 @@ class Plan:
     embedded: bool = False
     policy: Callable[[Any], bool | None] | None = None
     digest: bool = True
+    tasks: str = ""
+
+
+def name_of(function: Any) -> str:
+    """Return what an app is called; a partial or an object that can be called has no name."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def task_name(tasks: str, number: int) -> str:
+    """Return what the names of a task's objects start with."""
+    return f"{tasks}{number}."
 
 
 class LocalTask:
@@ -609,7 +648,8 @@ class Task:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns, sealed, or a `Failure` with what it raises."""
-        task = kwargs.pop(TASK)
+        number = kwargs.pop(TASK)
+        task = None if number is None else task_name(self.plan.tasks, number)
         # What stays out of the store must not refer to it either.
         by_value = self.plan.arguments == "value" or task is None
         leaf = functools.partial(fetched, app=self.plan.app) if by_value else counted_proxy
@@ -680,11 +720,11 @@ class CommandTask(LocalTask):
         """Return the command line."""
         try:
             args, kwargs = opened(
-                args, kwargs, functools.partial(fetched, app=self.function.__name__)
+                args, kwargs, functools.partial(fetched, app=name_of(self.function))
             )
             return self.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - as Parsl does: it is the app's outcome
-            failure = Failure.of(error, self.function.__name__)
+            failure = Failure.of(error, name_of(self.function))
         # Parsl makes errors of its own from some types, and sends the others as they are.
         return failure.reraise()
 

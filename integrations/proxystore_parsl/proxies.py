@@ -12,10 +12,11 @@ A `Scope` can end that need for many proxies at once, whoever still has them.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -116,13 +117,29 @@ class RefFactory(StoreFactory[Any]):
             ProxyResolveMissingKeyError: It is gone.
         """
         with lend(self.inside, self.scope):
-            return self.ref.resolve()
+            return of_main(self.ref.resolve())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         noticed = _noticed.get()
         if noticed is not None:
             noticed.append(self)
         return _arrived, (self.ref,)
+
+
+def of_main(obj: T) -> T:
+    """Return an object that has come from elsewhere, as one of a class of this program.
+
+    Classes of a notebook or a script travel by value, so that there is a second one, of
+    which `isinstance` is false. What unpickles results in Parsl does the same, also for
+    the outermost object only.
+    """
+    cls = type(obj)
+    if cls.__module__ == "__main__":
+        own = getattr(sys.modules["__main__"], cls.__name__, None)
+        if isinstance(own, type):
+            with suppress(TypeError, AttributeError):  # its attributes have another place there
+                object.__setattr__(obj, "__class__", own)
+    return obj
 
 
 def _arrived(ref: Ref) -> RefFactory:

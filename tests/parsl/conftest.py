@@ -33,7 +33,7 @@ from parsl.providers import LocalProvider
 
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, unregister_store
-from proxystore_parsl import StoreApps, with_store
+from proxystore_parsl import StoreApps, lifetimes, with_store
 
 # Arrays of 20,000 floats are large, and what Parsl sends for a task without them is not.
 THRESHOLD = 50_000
@@ -61,12 +61,12 @@ class MeasuringExecutor(HighThroughputExecutor):
             self.received.append(len(dill.dumps(future.result())))
 
 
-def new_executor(label: str) -> MeasuringExecutor:
+def new_executor(label: str, workers: int = 2) -> MeasuringExecutor:
     executor = MeasuringExecutor(
         label=label,
         address="127.0.0.1",
         loopback_address="127.0.0.1",
-        max_workers_per_node=2,
+        max_workers_per_node=workers,
         cores_per_worker=1e-6,
         # How soon a worker that was killed is noticed.
         heartbeat_period=1,
@@ -111,12 +111,34 @@ def _start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
         yield start
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _impatient() -> Iterator[None]:
+    """Let objects go soon after the last task that needed them: most tests wait for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifetimes.Afterglow, "SECONDS", 0.01)
+        yield
+
+
 @pytest.fixture(scope="session")
-def kernel(start: Callable[..., DataFlowKernel]) -> Iterator[DataFlowKernel]:
-    """A DataFlowKernel with workers elsewhere and here, for tests that leave it as it was."""
+def kernels(
+    start: Callable[..., DataFlowKernel], wired_apps: StoreApps
+) -> Iterator[tuple[DataFlowKernel, DataFlowKernel]]:
+    """`kernel` and `wired`, whose workers take seconds to start, and start at the same time."""
     kernel = start(new_executor("far"), ThreadPoolExecutor(label="near", max_threads=2))
-    yield kernel
+    wired = start(with_store(new_executor("wired"), wired_apps), new_executor("plain", workers=1))
+    # Most tests have the garbage collected at their end: theirs, not all that was imported.
+    gc.collect()
+    gc.freeze()
+    yield kernel, wired
+    gc.unfreeze()
     kernel.cleanup()
+    wired.cleanup()
+
+
+@pytest.fixture(scope="session")
+def kernel(kernels: tuple[DataFlowKernel, DataFlowKernel]) -> DataFlowKernel:
+    """A DataFlowKernel with workers elsewhere and here, for tests that leave it as it was."""
+    return kernels[0]
 
 
 @pytest.fixture(scope="session")
@@ -134,11 +156,9 @@ def wired_apps(session_objects: Objects) -> StoreApps:
 
 
 @pytest.fixture(scope="session")
-def wired(start: Callable[..., DataFlowKernel], wired_apps: StoreApps) -> Iterator[DataFlowKernel]:
+def wired(kernels: tuple[DataFlowKernel, DataFlowKernel]) -> DataFlowKernel:
     """A DataFlowKernel with an executor that has a store of its own, and one that has none."""
-    kernel = start(with_store(new_executor("wired"), wired_apps), new_executor("plain"))
-    yield kernel
-    kernel.cleanup()
+    return kernels[1]
 
 
 @pytest.fixture

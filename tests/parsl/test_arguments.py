@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 import weakref
@@ -13,6 +14,7 @@ import pytest
 from parsl.data_provider.files import File
 from parsl_tasks import (
     Box,
+    Doubler,
     Pair,
     Unpicklable,
     are_one_object,
@@ -35,7 +37,7 @@ from parsl_tasks import (
 
 from proxystore.proxy import is_resolved
 from proxystore.workflow import UnpicklableArgumentError
-from proxystore_parsl import StoreApps
+from proxystore_parsl import AppArgumentError, StoreApps
 
 pytestmark = pytest.mark.parsl
 
@@ -227,6 +229,15 @@ class TestStoredOnce:
         assert {future.result() for future in futures} == {array.sum()}
         assert apps.stats().puts == 1
         del kept
+
+
+class TestFunctions:
+    def test_without_a_name(self, app, array):
+        assert app(functools.partial(total_of_all, 1))(array).result() == array.sum() + 1
+        future = app(Doubler())(array)
+        assert future.result()[2] == 4
+        with pytest.raises(AppArgumentError, match="app 'Doubler' cannot be called"):
+            app(Doubler())(Unpicklable())
 
 
 class TestUnpicklable:

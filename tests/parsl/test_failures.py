@@ -17,6 +17,7 @@ from parsl_tasks import (
     fail_stubbornly,
     fail_with_a_cause,
     fail_with_two_arguments,
+    fail_without_repr,
     identity,
     ones,
     pid,
@@ -57,6 +58,12 @@ class TestExceptions:
         error = app(fail_with_two_arguments)().exception()
         assert isinstance(error, (TwoArgumentError, RemoteTaskError))
         assert "1 and 2" in str(error)
+        assert app(small)("int").result() == 1
+
+    def test_that_cannot_be_shown_are_described(self, app):
+        error = app(fail_without_repr)().exception(timeout=60)
+        assert isinstance(error, RemoteTaskError)
+        assert error.message == "it was raised"
         assert app(small)("int").result() == 1
 
     def test_that_only_the_worker_can_unpickle_are_described(self, app):

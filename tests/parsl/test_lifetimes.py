@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 
 import numpy as np
 import pytest
@@ -260,27 +259,6 @@ class TestClosing:
         apps.close()
         assert len(objects) == 0
         assert apps.stats().live == 0
-
-    def test_of_the_kernel_fails_what_is_not_final(
-        self, objects, start, new_executor, array, tmp_path
-    ):
-        apps = StoreApps(objects.store, threshold="50 kB")
-        kernel = start(new_executor("far"))
-        app = apps.python_app(wait_for, data_flow_kernel=kernel, executors=["far"])
-        done = apps.python_app(identity, data_flow_kernel=kernel, executors=["far"])(array)
-        done.exception()
-        pending = [app(tmp_path / "go", array) for _ in range(3)]
-        dependent = apps.python_app(total, data_flow_kernel=kernel, executors=["far"])(pending[0])
-        started = time.monotonic()
-        kernel.cleanup()
-        for future in [*pending, dependent]:
-            with pytest.raises(ClosedError, match="its DataFlowKernel was cleaned up"):
-                future.result(timeout=10)
-        assert time.monotonic() - started < 30
-        objects.wait_until(1)
-        assert np.array_equal(done.result(), array)  # as with Parsl, what is done is there
-        del done
-        objects.wait_until(0)
 
     def test_stats(self, apps, app, array, objects):
         future = app(double)(array)

@@ -16,7 +16,17 @@ import pytest
 from parsl.data_provider.files import File
 from parsl.dataflow.memoization import id_for_memo
 from parsl.executors import ThreadPoolExecutor
-from parsl_tasks import Box, Unpicklable, boxed, double, identity, ones, total, total_of_all
+from parsl_tasks import (
+    Box,
+    Unpicklable,
+    boxed,
+    boxed_total,
+    double,
+    identity,
+    ones,
+    total,
+    total_of_all,
+)
 
 from proxystore_parsl import StoreApps, StoreMemoizer
 from proxystore_parsl.packing import Envelope
@@ -40,6 +50,10 @@ def cached(apps, local):
 def is_known(future):
     future.exception()
     return future.task_record["from_memo"]
+
+
+def number_of_keys(value):
+    return len(value)
 
 
 class Version:
@@ -86,6 +100,23 @@ class TestArguments:
         assert is_known(app(apps.put(array)))
         for each in (mine, other):
             objects.store.evict(each.__proxy_factory__.key)
+
+    @pytest.mark.parametrize("length", [3, 20_000])
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_results_by_what_they_are(self, cached, app, length, nested):
+        use, far = cached(total_of_all), app(identity)
+        value = np.full(length, 4.0 + nested)
+        if nested:
+            value = {"a": [value, "text", 1], "b": (2.0, value + 1)}
+            use = cached(number_of_keys)
+        assert not is_known(use(far(value)))
+        assert is_known(use(value))
+        assert is_known(use(far(value)))
+
+    def test_results_that_are_objects(self, cached, app, array):
+        use, far = cached(boxed_total), app(boxed)
+        assert not is_known(use(far(array)))
+        assert use(far(array + 1)).result() == (array + 1).sum()
 
     def test_the_programs_own_id_counts(self, cached):
         def number(version):
@@ -151,12 +182,11 @@ def test_repr_makes_it_again():
 
 PROGRAM = """
 import json, sys
-from pathlib import Path
 
 import numpy as np
 import parsl
 from parsl.config import Config
-from parsl.executors import HighThroughputExecutor
+from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.providers import LocalProvider
 
 from proxystore.connectors.file import FileConnector
@@ -164,41 +194,45 @@ from proxystore.store import Store
 from proxystore_parsl import StoreApps, StoreMemoizer
 from parsl_tasks import double, small, total
 
-runs, named = Path("runs"), sys.argv[1] == "named"
-store = Store("campaign", FileConnector("objects", clear=False)) if named else None
-apps = StoreApps(store, threshold="50 kB", **json.loads(sys.argv[2]))
-memoizer = StoreMemoizer(checkpoint_mode="task_exit")
-executor = HighThroughputExecutor(
+named = StoreApps(Store("campaign", FileConnector("objects", clear=False)), threshold="50 kB")
+embedded = StoreApps(threshold="50 kB", digest="when-cached")
+executor = ThreadPoolExecutor(label="far") if sys.argv[1] == "threads" else HighThroughputExecutor(
     label="far", address="127.0.0.1", encrypted=False, max_workers_per_node=1,
-    cores_per_worker=1e-6, provider=LocalProvider(init_blocks=1, max_blocks=1),
+    cores_per_worker=1e-6, provider=LocalProvider(init_blocks=int(sys.argv[2]), max_blocks=1),
 )
 config = Config(
-    executors=[executor], memoizer=memoizer, run_dir="runs", strategy="none",
-    initialize_logging=False,
+    executors=[executor], memoizer=StoreMemoizer(checkpoint_mode="task_exit"), run_dir="runs",
+    strategy="none", initialize_logging=False,
 )
-twice = apps.python_app(double, cache=True)
-add = apps.python_app(total, cache=True)
-tiny = apps.python_app(small, cache=True)
+found = []
 with parsl.load(config):
-    futures = [twice(np.ones(100_000)), tiny("array")]
-    futures += [twice(futures[0]), add(futures[0])]
-    values = [float(np.sum(future.result())) for future in futures]
-    known = [bool(future.task_record["from_memo"]) for future in futures]
-apps.close()
-print(json.dumps({"values": values, "known": known}))
+    for apps, length in (named, 100_000), (embedded, 200_000):
+        twice = apps.python_app(double, cache=True)
+        add = apps.python_app(total, cache=True)
+        tiny = apps.python_app(small, cache=True)
+        futures = [twice(np.ones(length)), tiny("array" if apps is named else "int")]
+        futures += [twice(futures[0]), add(futures[0])]
+        found.append({
+            "values": [float(np.sum(future.result())) / length for future in futures],
+            "known": [bool(future.task_record["from_memo"]) for future in futures],
+        })
+        apps.close()
+print(json.dumps(found))
 """
 
 
 class TestCheckpoints:
+    """With a store of the user's, and with the embedded one, in one kernel: it takes seconds."""
+
     @pytest.fixture
     def run(self, tmp_path):
         (tmp_path / "program.py").write_text(PROGRAM)
         importable = str(Path(__file__).parent / "importable")
 
-        def run(kind="named", **options):
+        def run(executor="htex", blocks=1):
             paths = [importable, *filter(None, [os.environ.get("PYTHONPATH")])]
             result = subprocess.run(
-                [sys.executable, "program.py", kind, json.dumps(options)],
+                [sys.executable, "program.py", executor, str(blocks)],
                 cwd=tmp_path,
                 env={
                     **os.environ,
@@ -211,29 +245,31 @@ class TestCheckpoints:
                 timeout=60,
             )
             assert result.returncode == 0, result.stderr
-            found = json.loads(result.stdout.splitlines()[-1])
-            assert found["values"] == [200_000.0, 3.0, 400_000.0, 200_000.0]
-            return found["known"]
+            named, embedded = json.loads(result.stdout.splitlines()[-1])
+            assert named["values"] == pytest.approx([2, 3 / 100_000, 4, 2])
+            assert embedded["values"] == pytest.approx([2, 1 / 200_000, 4, 2])
+            return named["known"], embedded["known"]
 
         return run
 
-    def test_hold_references_and_are_found_by_the_next_program(self, run, tmp_path):
-        assert run() == [False] * 4
-        files = list((tmp_path / "runs").glob("*/checkpoint/tasks.pkl"))
-        assert len(files) == 1
-        assert files[0].stat().st_size < 10_000
+    def test_are_found_by_the_next_program(self, run, tmp_path):
+        assert run() == ([False] * 4, [False] * 4)
+        (checkpoint,) = (tmp_path / "runs").glob("*/checkpoint/tasks.pkl")
+        with checkpoint.open("rb") as file:
+            entries = [len(pickle.dumps(pickle.load(file))) for _ in range(8)]
+            assert not file.read()
+        large, small = (sorted(entries)[i:j] for i, j in ((6, 8), (0, 6)))
+        assert min(large) > 1_600_000  # of the embedded store, which ends with the program
+        assert max(small) < 3_000  # references
         kept = set((tmp_path / "objects").iterdir())
         assert len(kept) == 2  # the results; arguments are not needed any more
-        assert run() == [True] * 4
+        assert run(blocks=0) == ([True] * 4, [True] * 4)  # there is no worker that could do it
         assert set((tmp_path / "objects").iterdir()) == kept
-        # What is gone is computed again, and no other than that.
+        # What is gone is computed again, and no other than that; here or elsewhere.
         (tmp_path / "objects" / sorted(path.name for path in kept)[0]).unlink()
-        assert sorted(run()) == [False, True, True, True]
-
-    def test_without_a_store_of_the_users_hold_results(self, run, tmp_path):
-        assert run("embedded", digest="when-cached") == [False] * 4
-        (file,) = (tmp_path / "runs").glob("*/checkpoint/tasks.pkl")
-        assert file.stat().st_size > 1_600_000
+        named, embedded = run("threads")
+        assert sorted(named) == [False, True, True, True]
+        assert embedded == [True] * 4
 
 
 class TestStale:

@@ -41,6 +41,15 @@ def same(points):
     return points
 
 
+class WrongPointsError(Exception):
+    pass
+
+
+@python_app
+def refuse(error):
+    raise error("text")
+
+
 @python_app
 def wait(points):
     import threading
@@ -101,12 +110,14 @@ def store_of(line: str) -> Path:
 
 
 def test_leave_nothing(run):
-    kind, size, error, store = run(
+    kind, small, refused, size, error, store = run(
         """
     with load() as kernel:
         points = Points(np.ones(100_000))
         result = same(points).result()
         print(isinstance(result, Points), type(result).__name__)
+        print(type(same(Points([1])).result()) is Points)
+        print(type(refuse(WrongPointsError).exception()) is WrongPointsError)
         print(norm(points).result() + norm(same(points)).result())
         pending = wait(points)
     print(type(pending.exception()).__name__)
@@ -114,6 +125,7 @@ def test_leave_nothing(run):
 """
     )
     assert kind == "True Proxy"  # though the program's classes are not importable elsewhere
+    assert (small, refused) == ("True", "True")
     assert size == "200000.0"
     assert error == "ClosedError"
     assert store_of(store).is_absolute()
@@ -121,14 +133,11 @@ def test_leave_nothing(run):
 
 
 def test_killed_is_swept_by_the_next_one(run):
+    """That it is so for what tasks have stored, too, `tests/chaos` looks at."""
     (store,) = run(
         """
-    kernel = load()
-    kept = same(np.ones(100_000)).result()
+    kept = default_apps().put(np.ones(100_000))
     print(default_apps().store, flush=True)
-    import psutil
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
     os.kill(os.getpid(), 9)
 """,
         code=-signal.SIGKILL,

@@ -32,6 +32,7 @@ from parsl_tasks import (
     text_of,
     total,
     twice,
+    with_a_lock,
 )
 
 from proxystore.proxy import Proxy, ProxyResolveError, is_resolved
@@ -182,6 +183,8 @@ class TestTheFuture:
         assert future.exception() is None
         assert future.done()
         assert future.task_status() == "exec_done"
+        with pytest.raises(NotImplementedError):
+            future.cancel()
         assert (future.stdout, future.stderr, list(future.outputs)) == (None, None, [])
 
     def test_equals_what_parsl_has(self, app, array, kernel):
@@ -235,6 +238,11 @@ class TestWhatCannotComeBack:
         apps.close()
         assert list((tmp_path / "plain").iterdir()) == []
         unregister_store(store)
+
+    def test_only_dill_can_pickle_it(self, app):
+        made = app(with_a_lock)(20_000).result()
+        assert made["lock"].acquire(blocking=False)
+        assert made["a"].sum() == 20_000
 
     def test_cannot_be_pickled(self, app):
         with pytest.raises(UnpicklableResultError, match="stays where it is") as caught:

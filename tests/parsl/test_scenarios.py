@@ -14,7 +14,7 @@ classes of a notebook or a script          test_programs.py
 a checkpoint of a large result             test_memoizer.py, TestCheckpoints
 a worker killed after it has stored        test_retries.py
 a dependency that fails                    test_lifetimes.py, TestInputs
-cleanup with tasks that are not final      test_lifetimes.py, TestClosing
+cleanup with tasks that are not final      test_ends.py
 =========================================  ====================================================
 """
 

@@ -101,7 +101,7 @@ class TestScope:
             outer = apps.put(array)
             with others.scope(), apps.scope():
                 inner = apps.put(array + 1)
-            assert len(objects) >= 1
+            objects.wait_until(1)
             assert outer.sum() == array.sum()
             with pytest.raises(ProxyResolveError):
                 inner.sum()

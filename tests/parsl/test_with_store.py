@@ -33,16 +33,13 @@ from parsl_tasks import (
     text_of,
     total,
     total_of_all,
-    wait_for,
 )
 
 from proxystore.proxy import Proxy, is_resolved
 from proxystore_parsl import (
     AppArgumentError,
-    ClosedError,
     ObjectLostError,
     RemoteTaskError,
-    StoreApps,
     UnpicklableResultError,
     with_store,
 )
@@ -207,29 +204,3 @@ class TestFailures:
             objects.store.evict(key)
         assert isinstance(plain(total)(future).exception(), ObjectLostError)
         assert plain(small)("int").result() == 1
-
-
-def test_the_end_of_the_apps_and_of_the_executor(
-    start, new_executor, tmp_path, session_objects, array
-):
-    """In one kernel, since starting one takes seconds."""
-    objects = session_objects
-    closed, other = (StoreApps(objects.store, threshold="50 kB") for _ in range(2))
-    kernel = start(with_store(new_executor("closed"), closed), with_store(new_executor("x"), other))
-    there = {"data_flow_kernel": kernel, "executors": ["closed"]}
-    pending = parsl.python_app(wait_for, **there)(str(tmp_path / "go"), array)
-    made = parsl.python_app(ones, **there)(20_000)
-    made.exception()
-    assert closed.stats().pending == 1
-    closed.close()
-    objects.wait_until(0)
-    refused = parsl.python_app(total, **there)(array)
-    assert isinstance(refused.exception(), ClosedError)
-    (tmp_path / "go").touch()
-    assert isinstance(pending.exception(), ClosedError)
-    objects.wait_until(0)
-    failed = parsl.python_app(fail, data_flow_kernel=kernel, executors=["x"])(array)
-    assert isinstance(failed.exception(), ValueError)
-    assert len(objects) == 1  # Parsl might try it again
-    kernel.cleanup()
-    objects.wait_until(0)

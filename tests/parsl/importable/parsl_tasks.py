@@ -153,6 +153,18 @@ def change_in_place(x):
     return x
 
 
+def with_a_lock(n):
+    """Return what dill can send, and no other pickler."""
+    return {"lock": threading.Lock(), "a": np.ones(n)}
+
+
+class Doubler:
+    """An object that can be called, and has no name."""
+
+    def __call__(self, x):
+        return x * 2
+
+
 def numbers(n):
     return list(range(n))
 
@@ -209,6 +221,13 @@ class StubbornError(Exception):
         return _fail_to_unpickle, (b"",)
 
 
+class NoReprError(Exception):
+    """Cannot be shown, which Parsl does to each exception."""
+
+    def __repr__(self):
+        raise RuntimeError("there is no repr")
+
+
 class FailsToUnpickle:
     def __init__(self, n: int) -> None:
         self.data = bytes(n)
@@ -236,6 +255,10 @@ def fail_with_two_arguments():
 
 def fail_stubbornly(x=None):
     raise StubbornError("it was raised")
+
+
+def fail_without_repr():
+    raise NoReprError("it was raised")
 
 
 def fail_with_a_cause():
