@@ -29,7 +29,7 @@ export NO_MKDOCS_2_WARNING := 1
 # pip must not run twice at once in one environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest slurm test-slurm lint format types bench docs clean FORCE
+.PHONY: help demo notebook notebooks lab test test-oldest slurm test-slurm lint format types bench docs clean FORCE
 
 help:  ## List the targets
 	@echo "make TARGET  (each makes and reuses $(VENV) by itself; PYTHON=python3.12 picks another Python)"
@@ -39,9 +39,22 @@ demo: $(VENV)/.demo  ## Run a real analysis under Dask and Parsl, plain and with
 	@echo "demo: all-to-all RMSD of three protein transition paths, plain and by reference"
 	@$(PY) examples/md_rmsd/main.py $(if $(QUICK),--quick) $(ARGS)
 
+notebook: $(VENV)/.notebook  ## Run a notebook, and write its page: N=03 (or another number), build/03_dask.html
+	@echo "notebook: $(or $(N),03), which takes less than a minute"
+	@$(REDIS) $(PY) tools/notebook.py --html build notebooks/$(or $(N),03)_*.ipynb
+
+# JUPYTER_PREFER_ENV_PATH: the kernel of .venv, not one of the same name that the user has.
+lab: $(VENV)/.lab  ## Open the notebooks in JupyterLab
+	@cd notebooks && JUPYTER_PREFER_ENV_PATH=1 ../$(PY) -m jupyter lab $(ARGS)
+
 test: $(VENV)/.test  ## Run the test suite (ARGS="-k name" and the like go to pytest)
 	@echo "test: pytest $(ARGS)"
-	@$(REDIS) $(PY) -m pytest -m "not slurm" $(ARGS)
+	@$(REDIS) $(PY) -m pytest -m "not slurm and not notebook" $(ARGS)
+
+# Not part of `test`, which runs the first one only: they take minutes.
+notebooks: $(VENV)/.test  ## Run all notebooks, on this machine and, where `make slurm` was possible, on a cluster
+	@echo "notebooks: pytest $(ARGS)"
+	@$(REDIS) $(PY) -m pytest -m notebook tests/test_notebooks.py tests/hpc/test_notebooks.py $(ARGS)
 
 # With bokeh, which .venv does not have.
 test-oldest: $(OLDEST)/.test  ## Run the tests of the Dask adapter with the oldest Dask that it supports
@@ -55,7 +68,7 @@ slurm: $(VENV)/.made  ## Install Slurm for the tests that start a cluster (as ro
 
 test-slurm: $(VENV)/.test  ## Run the tests that start a Slurm cluster of two nodes; skipped without Slurm
 	@echo "test-slurm: pytest -m slurm $(ARGS)"
-	@$(REDIS) $(PY) -m pytest -m slurm $(ARGS)
+	@$(REDIS) $(PY) -m pytest -m "slurm and not notebook" tests/hpc $(ARGS)
 
 lint: $(VENV)/.lint  ## Check formatting and lint rules; changes nothing
 	@echo "lint: ruff format --check, ruff check"
@@ -91,6 +104,10 @@ clean:  ## Remove all environments and everything that was built
 
 $(VENV)/.demo: EXTRAS := dask,parsl,examples
 $(VENV)/.demo: $(VENV)/.made pyproject.toml
+$(VENV)/.notebook $(VENV)/.lab: EXTRAS := all
+$(VENV)/.notebook: GROUPS := notebook
+$(VENV)/.lab: GROUPS := lab
+$(VENV)/.notebook $(VENV)/.lab: $(VENV)/.made pyproject.toml
 $(VENV)/.test: EXTRAS := all
 $(VENV)/.test: GROUPS := test
 $(VENV)/.test: $(VENV)/.made pyproject.toml
@@ -99,7 +116,7 @@ $(VENV)/.types: EXTRAS := all
 $(VENV)/.types: GROUPS := test types
 $(VENV)/.types: $(VENV)/.made pyproject.toml
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.types:
+$(VENV)/.demo $(VENV)/.notebook $(VENV)/.lab $(VENV)/.test $(VENV)/.types:
 	@echo "Installing proxystore[$(EXTRAS)]$(if $(GROUPS), and what it takes to run $(@:$(VENV)/.%=%)) into $(VENV) ..."
 	@$(PIP) --editable '.[$(EXTRAS)]' $(GROUPS:%=--group %)
 	@touch $@
