@@ -43,6 +43,7 @@ ARGUMENTS: dict[str, Any] = {
     "subset_tags": ("a",),
     "superset_tags": (),
     "waited": 1.5,
+    "workers": {"tcp://a:1": "on a: gone"},
     "writers": 0,
 }
 
