@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import os
 import pickle
 import threading
 import uuid
@@ -110,7 +111,8 @@ class Leases:
         return store_object(store, "proxystore_dask", name=name)
 
     def _name(self) -> str:
-        return f"{self.prefix}.{next(self._numbers)}"
+        # A forked child counts on from where its parent was.
+        return f"{self.prefix}.{os.getpid()}-{next(self._numbers)}"
 
     def keep(self, future: Future[Any], holds: Iterable[Hold]) -> None:
         """Keep the objects behind `holds` for as long as `future` lives and is not cancelled.

@@ -7,6 +7,7 @@ goes on.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from distributed import LocalCluster, fire_and_forget, wait
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, get_store
 from proxystore_dask import Client
+from proxystore_dask.leases import Leases
 
 pytestmark = pytest.mark.dask
 
@@ -387,3 +389,22 @@ class TestScheduler:
 
 def _forgets_after_firing(dask_scheduler: Any) -> bool:
     return bool(dask_scheduler.clients["fire-and-forget"].wants_what)
+
+
+def test_a_forked_child_stores_nothing_over_what_its_parent_has_stored(objects):
+    leases = Leases(objects.store, lambda message: None)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_store_in_child, args=(leases, sender))
+    child.start()
+    assert receiver.poll(30)
+    theirs, ours = receiver.recv(), leases.ledger.hold("the parent's")
+    assert (theirs.resolve(), ours.ref.resolve()) == ("the child's", "the parent's")
+    child.join()
+    theirs.evict()
+    ours.ref.evict()
+
+
+def _store_in_child(leases, pipe):
+    hold = leases.ledger.hold("the child's")
+    pipe.send(hold.ref)
