@@ -724,6 +724,19 @@ def test_what_is_no_regular_file_is_no_object(tmp_path, kind):
         assert caught.value.path == str(path)
 
 
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path):
+    directory = tmp_path / "objects"
+    connector = FileConnector(directory, clear=False)
+    key = connector.put(b"x")
+    (directory / key.filename).unlink()
+    directory.rmdir()
+    directory.touch()
+    for use in (connector.get, lambda key: connector.peek(key, 1)):
+        with pytest.raises(StoreDirectoryError, match="not a directory any more") as caught:
+            use(key)
+        assert caught.value.path == str(directory)
+
+
 def test_more_buffers_than_one_call_takes_and_short_writes(tmp_path, monkeypatch):
     real = os.writev
     monkeypatch.setattr(file_module.os, "writev", lambda fd, parts: real(fd, [parts[0][:7]]))

@@ -316,6 +316,8 @@ class FileConnector(ConnectorMixin[FileKey]):
             raise UnexpectedFileError(self._path(key), "a symbolic link") from error
         if error.errno == errno.ENXIO:
             raise UnexpectedFileError(self._path(key), "a socket or device") from error
+        if error.errno == errno.ENOTDIR:
+            raise StoreDirectoryError(self.store_dir, "it is not a directory any more") from error
         raise error
 
     def _unexpected(self, key: FileKey, found: os.stat_result) -> UnexpectedFileError:
