@@ -456,7 +456,7 @@ class StoreLifetimes(SchedulerPlugin):
         """Evict objects whose names begin with `prefix`, other than those that are known."""
         for store in self._stores.values():
             try:
-                sweep(store, prefix, keep=known)
+                sweep(store, prefix, keep=lambda: known)
             except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
                 logger.exception("Could not look for objects left in %r", store.connector)
 

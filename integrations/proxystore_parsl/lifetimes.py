@@ -39,11 +39,9 @@ from parsl.app.app import python_app as parsl_python_app
 from parsl.dataflow.errors import DependencyError
 from parsl.dataflow.futures import AppFuture
 
-from proxystore.connectors.file import FileConnector
-from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import extract, is_resolved
 from proxystore.store import Store
-from proxystore.workflow import Hold, Ledger, Packer, Ref, RefId
+from proxystore.workflow import Hold, Ledger, Packer, Ref, RefId, sweep
 from proxystore_parsl._log import logger
 from proxystore_parsl.errors import ClosedError
 from proxystore_parsl.packing import (
@@ -78,7 +76,7 @@ class Depot:
 
     def persist(self, ref: Ref) -> None:
         """Never evict an object."""
-        self._persistent.add(ref.factory.key)
+        self._persistent.add(ref.id)
         self.ledger.keep(ref)
 
     def sweep(self, prefix: str, keep: Callable[[], Iterable[Ref] | None]) -> None:
@@ -89,23 +87,17 @@ class Depot:
             keep: Gives those that are needed; called after the others were listed. None:
                 leave all.
         """
-        connector = self.store.connector
-        if not isinstance(connector, EnumerableConnector):
-            return
-        keys = list(connector.keys(prefix))
-        needed = keep()
-        if needed is None:
-            return
-        lost = set(keys).difference(ref.factory.key for ref in needed)
-        for key in lost - self._persistent:
-            self.store.evict(key)
-        if isinstance(connector, FileConnector):  # elsewhere what is not whole is not there
-            connector.remove_unfinished(prefix)
+
+        def needed() -> set[RefId] | None:
+            refs = keep()
+            return None if refs is None else self._persistent.union(ref.id for ref in refs)
+
+        sweep(self.store, prefix, keep=needed)
 
     def discard(self, refs: Iterable[Ref]) -> None:
         """Evict objects that came too late for anybody to need."""
         for ref in refs:
-            if ref.factory.key not in self._persistent:
+            if ref.id not in self._persistent:
                 self._evict(ref)
 
     def _evict(self, ref: Ref) -> None:

@@ -201,7 +201,9 @@ def test_objects_with_a_common_name_are_swept(store):
     refs = [store_object(store, i, name=f"{uid}.{i}") for i in range(3)]
     other = store_object(store, "other")
     assert [ref.resolve() for ref in refs] == [0, 1, 2]
-    assert sweep(store, uid, keep={refs[1].id}) == 2
+    assert sweep(store, uid, keep=lambda: None) == 0
+    assert all(ref.exists() for ref in refs)
+    assert sweep(store, uid, keep=lambda: {refs[1].id}) == 2
     assert [ref.exists() for ref in refs] == [False, True, False]
     assert sweep(store, uid) == 1
     assert sweep(store, uid) == 0

@@ -8,7 +8,7 @@ anybody; only `Ref.resolve` does I/O.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import xxhash
@@ -160,23 +160,33 @@ def frames_size(data: Any) -> int:
     return data.nbytes if isinstance(data, frames.Buffers) else memoryview(data).nbytes
 
 
-def sweep(store: Store[Any], prefix: str, *, keep: Collection[RefId] = ()) -> int:
+def sweep(
+    store: Store[Any],
+    prefix: str,
+    *,
+    keep: Callable[[], Collection[RefId] | None] = frozenset[RefId],
+) -> int:
     """Evict objects whose names start with `prefix`, and what killed processes have begun of them.
 
-    For whoever knows that nobody stores an object of such a name at this moment.
+    For whoever knows that nobody is writing an object of such a name at this moment.
 
     Args:
         store: Where. If its connector cannot list objects, nothing is done.
         prefix: How their names start.
-        keep: The objects that stay.
+        keep: Gives the objects that stay; called after all were listed, so that one which is
+            stored meanwhile need not be among them. None: leave all.
 
     Returns:
-        How many there were.
+        How many were evicted.
     """
     connector = store.connector
     if not isinstance(connector, EnumerableConnector):
         return 0
-    found = [key for key in connector.keys(prefix) if (store.name, *key) not in keep]
+    listed = list(connector.keys(prefix))
+    needed = keep()
+    if needed is None:
+        return 0
+    found = [key for key in listed if (store.name, *key) not in needed]
     for key in found:
         store.evict(key)
     if isinstance(connector, FileConnector):  # elsewhere what is not whole is not there
