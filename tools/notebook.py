@@ -18,9 +18,15 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
+
+# Before it exits, ipykernel 7 waits half a minute for a child that ignores SIGTERM: the resource
+# tracker of multiprocessing, which Dask's LocalCluster starts, and which has nothing left to do.
+END_TRACKER = "from multiprocessing.resource_tracker import _resource_tracker as t; t._stop()"
 
 
 def main() -> int:
@@ -58,10 +64,16 @@ def run(path: Path, pages: Path | None) -> int:
             except CellExecutionError as error:
                 print(error, file=sys.stderr)
                 status = 1
+            run_sync(end_tracker)(client.kc)
     print(f"{path.name}: {time.monotonic() - started:.1f} s in process {process}")
     if pages:
         write_page(notebook, pages / f"{path.stem}.html")
     return status
+
+
+async def end_tracker(kernel: AsyncKernelClient) -> None:
+    """End the kernel's resource tracker, and return when that is done."""
+    await kernel.execute(END_TRACKER, silent=True, reply=True, timeout=60)
 
 
 def write_page(notebook: nbformat.NotebookNode, page: Path) -> None:
