@@ -256,9 +256,8 @@ def reset_peak(pid: int) -> float:
     return peak_mb(pid)
 
 
-def measure(way: str) -> dict[str, float]:
-    """Return the median time of each row in seconds, and the peak memory in MB."""
-    import parsl
+def two_workers(run_dir: str) -> Any:
+    """Return the configuration of an executor with two workers on this machine."""
     from parsl.config import Config
     from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider
@@ -270,18 +269,16 @@ def measure(way: str) -> dict[str, float]:
         cores_per_worker=1e-6,
         provider=LocalProvider(init_blocks=1, max_blocks=1),
     )
+    return Config(executors=[executor], run_dir=run_dir, strategy="none", initialize_logging=False)
+
+
+def measure(way: str) -> dict[str, float]:
+    """Return the median time of each row in seconds, and the peak memory in MB."""
+    import parsl
+
     found: dict[str, float] = {}
-    with (
-        tempfile.TemporaryDirectory() as run_dir,
-        parsl.load(
-            Config(
-                executors=[executor],
-                run_dir=run_dir,
-                strategy="none",
-                initialize_logging=False,
-            )
-        ),
-    ):
+    with tempfile.TemporaryDirectory() as run_dir, parsl.load(two_workers(run_dir)) as dfk:
+        executor = dfk.config.executors[0]
         todo = {"plain": plain, "peer": peer, "plugin": plugin, "ours": ours}[way]()
         for _ in range(20):  # both workers have imported everything
             todo["1 MB argument"]()

@@ -144,24 +144,10 @@ def measure_dask(way: str) -> dict[str, float]:
 def measure_parsl(way: str) -> dict[str, float]:
     """Return seconds of each row, and the peak memory in MB of submit process and interchange."""
     import parsl
-    from parsl.config import Config
-    from parsl.executors import HighThroughputExecutor
-    from parsl.providers import LocalProvider
 
-    executor = HighThroughputExecutor(
-        address="127.0.0.1",
-        encrypted=False,
-        max_workers_per_node=2,
-        cores_per_worker=1e-6,
-        provider=LocalProvider(init_blocks=1, max_blocks=1),
-    )
     found: dict[str, float] = {}
-    config = Config(
-        executors=[executor],
-        run_dir=os.environ["BENCH_DIR"] + "-runs",
-        strategy="none",
-        initialize_logging=False,
-    )
+    config = bench_parsl.two_workers(os.environ["BENCH_DIR"] + "-runs")
+    executor = config.executors[0]
     with parsl.load(config):
         todo = _files_with_parsl() if way == "file" else getattr(bench_parsl, way)()
         # Who has no way to store an array before, stores it at the call.

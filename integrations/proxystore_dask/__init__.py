@@ -1,9 +1,11 @@
 """Dask without large data in its scheduler.
 
+```python
 from proxystore_dask import Client
 
-client = Client()                             # a `distributed.Client`
+client = Client()                             # a distributed.Client
 future = client.submit(function, big_array)   # travels by reference
+```
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -26,7 +25,6 @@ from distributed import Future, get_worker, wait
 from distributed.comm.addressing import get_address_host, parse_address
 
 from proxystore.store import Store, StoreConfig
-from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore.workflow import (
     Ledger,
     Packer,
@@ -48,7 +46,7 @@ from proxystore_dask.reach import StoreUnreachableError, check, see
 from proxystore_dask.results import (
     Leave,
     LocalData,
-    ResultFactory,
+    StoredKeys,
     results_limit,
     stored_result,
     with_results,
@@ -128,7 +126,7 @@ class Client(_dask.HookedClient):
     _ps_in_thread: threading.local
     _ps_prefetch: int
     _ps_results: int | None
-    _ps_stored: _StoredKeys
+    _ps_stored: StoredKeys
     _ps_threshold: int
 
     def __init__(
@@ -164,7 +162,7 @@ class Client(_dask.HookedClient):
             setting("results", results), self._ps_threshold, name=origin("results", results)
         )
         self._ps_prefetch = parse_size(setting("prefetch", None), name=origin("prefetch", None))
-        self._ps_stored = _StoredKeys(self)
+        self._ps_stored = StoredKeys(self)
         self._ps_outbox = Outbox()
         self._ps_group = None
         spec = setting("store", store)
@@ -662,58 +660,6 @@ class Client(_dask.HookedClient):
                 len(unheard),
                 self._ps.store.connector,
             )
-
-
-class _StoredKeys:
-    """The tasks of a client whose results may be in the store, and getting them from there."""
-
-    # How often a result is asked for again: the worker that had it may be dying, which the
-    # scheduler is about to notice. And how long to wait before, in seconds.
-    _TRIES = 20
-    _PAUSE = 0.25
-
-    def __init__(self, client: DaskClient) -> None:
-        self._client = weakref.ref(client)
-        self._keys: set[Any] = set()
-        self._prune_from = 1000
-        self._misses: dict[Any, int] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._keys)
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._keys
-
-    def add(self, keys: Collection[Any]) -> None:
-        """More of them. Those that no future is left of go, now and then."""
-        client = self._client()
-        if client is not None and len(self._keys) > self._prune_from:
-            self._keys.intersection_update(client.futures)
-            self._prune_from = 2 * len(self._keys) + 1000
-        self._keys.update(keys)
-
-    def fetch(self, factories: dict[Any, ResultFactory]) -> dict[Any, Any]:
-        """The objects, without those that are gone at the moment.
-
-        Raises:
-            ProxyResolveMissingKeyError: One has been gone for some time.
-        """
-        objects = {}
-        missing = None
-        for key, factory in factories.items():
-            try:
-                objects[key] = factory.resolve()
-                self._misses.pop(key, None)
-            except ProxyResolveMissingKeyError as error:  # noqa: PERF203 - for each of them
-                misses = self._misses.get(key, 0) + 1
-                self._misses[key] = misses
-                if misses > self._TRIES:
-                    del self._misses[key]
-                    raise
-                missing = error
-        if missing is not None:
-            time.sleep(self._PAUSE)
-        return objects
 
 
 def _timeout(given: Any) -> Any:

@@ -19,17 +19,21 @@ import hashlib
 import itertools
 import logging
 import pickle
-from collections.abc import Callable, Mapping
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dask.context import thread_state
 from dask.utils import funcname
+from distributed import Client as DaskClient
 from distributed import Worker, get_worker
 from distributed.utils import iscoroutinefunction
 
 from proxystore.proxy import Proxy
 from proxystore.serialize import frames
 from proxystore.store import Store, StoreConfig, StoreFactory, get_or_create_store
+from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore.store.factory import store_factory
 from proxystore.workflow import Ref, parse_size, size_at_least
 from proxystore.workflow.refs import ref_to
@@ -225,6 +229,58 @@ def _argument(value: Any, is_stored: Callable[[Any], bool]) -> Any:
         key = value.key if isinstance(value, TaskRef) else value.target
         return Task(None, fetch, TaskRef(key)) if is_stored(key) else value
     return _fetching(value, is_stored) if isinstance(value, GraphNode) else value
+
+
+class StoredKeys:
+    """The tasks of a client whose results may be in the store, and getting them from there."""
+
+    # How often a result is asked for again: the worker that had it may be dying, which the
+    # scheduler is about to notice. And how long to wait before, in seconds.
+    _TRIES = 20
+    _PAUSE = 0.25
+
+    def __init__(self, client: DaskClient) -> None:
+        self._client = weakref.ref(client)
+        self._keys: set[Any] = set()
+        self._prune_from = 1000
+        self._misses: dict[Any, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._keys
+
+    def add(self, keys: Collection[Any]) -> None:
+        """More of them. Those that no future is left of go, now and then."""
+        client = self._client()
+        if client is not None and len(self._keys) > self._prune_from:
+            self._keys.intersection_update(client.futures)
+            self._prune_from = 2 * len(self._keys) + 1000
+        self._keys.update(keys)
+
+    def fetch(self, factories: dict[Any, ResultFactory]) -> dict[Any, Any]:
+        """The objects, without those that are gone at the moment.
+
+        Raises:
+            ProxyResolveMissingKeyError: One has been gone for some time.
+        """
+        objects = {}
+        missing = None
+        for key, factory in factories.items():
+            try:
+                objects[key] = factory.resolve()
+                self._misses.pop(key, None)
+            except ProxyResolveMissingKeyError as error:  # noqa: PERF203 - for each of them
+                misses = self._misses.get(key, 0) + 1
+                self._misses[key] = misses
+                if misses > self._TRIES:
+                    del self._misses[key]
+                    raise
+                missing = error
+        if missing is not None:
+            time.sleep(self._PAUSE)
+        return objects
 
 
 # --------------------------------------------------------------------- on the scheduler

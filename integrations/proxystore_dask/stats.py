@@ -14,7 +14,9 @@ from proxystore_dask.dashboard import PAGE
 class StoreStats:
     """What one client has passed by reference so far.
 
-    `str` of it, and what notebooks show, have sizes for people.
+    Results that its tasks leave in the store (`ps_results`) are not in it: the scheduler knows of
+    those, and the page ``/proxystore`` of its dashboard shows them. `str` of it, and what notebooks
+    show, have sizes for people.
 
     Attributes:
         store: Name of the store; None if arguments travel as in plain Dask.

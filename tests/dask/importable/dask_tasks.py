@@ -210,8 +210,8 @@ def value_of(obj: OnlyForDask, array: Any) -> float:
     return obj.value + total(array)
 
 
-class SlowElsewhere(FileConnector):
-    """A file connector that other processes than one have to wait for."""
+class OfOneProcess(FileConnector):
+    """A file connector that knows whose it is."""
 
     def __init__(self, directory: Any, pid: int) -> None:
         super().__init__(directory)
@@ -219,6 +219,10 @@ class SlowElsewhere(FileConnector):
 
     def config(self) -> dict[str, Any]:
         return {"directory": str(self.store_dir), "pid": self.pid}
+
+
+class SlowElsewhere(OfOneProcess):
+    """One that other processes have to wait for."""
 
     def get(self, key: Any) -> Any:
         if os.getpid() != self.pid:
@@ -227,15 +231,8 @@ class SlowElsewhere(FileConnector):
         return super().get(key)
 
 
-class OnlyHere(FileConnector):
-    """A file connector of which one process alone sees the objects."""
-
-    def __init__(self, directory: Any, pid: int) -> None:
-        super().__init__(directory)
-        self.pid = pid
-
-    def config(self) -> dict[str, Any]:
-        return {"directory": str(self.store_dir), "pid": self.pid}
+class OnlyHere(OfOneProcess):
+    """One whose objects no other process sees."""
 
     def get(self, key: Any) -> Any:
         return super().get(key) if os.getpid() == self.pid else None
