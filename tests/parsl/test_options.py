@@ -150,15 +150,14 @@ class TestAStoreForEach:
         assert app(array).result() == array.sum()
 
     def test_put_says_where(self, stores, here, array):
-        apps = StoreApps(stores)
-        with pytest.raises(NoStoreError, match=r"name the executor \('plain', 'wired'\)"):
-            apps.put(array)
-        kept = apps.put(array, executor="wired")
-        assert count(stores["wired"]) == 1
-        only = StoreApps({"plain": stores["plain"]}).put(array)
-        assert count(stores["plain"]) == 1
-        assert np.array_equal(kept, only)
-        del kept, only
+        with StoreApps(stores) as apps, StoreApps({"plain": stores["plain"]}) as only_plain:
+            with pytest.raises(NoStoreError, match=r"name the executor \('plain', 'wired'\)"):
+                apps.put(array)
+            kept = apps.put(array, executor="wired")
+            assert count(stores["wired"]) == 1
+            only = only_plain.put(array)
+            assert count(stores["plain"]) == 1
+            assert np.array_equal(kept, only)
 
     def test_none_at_all(self):
         with pytest.raises(ValueError, match="must have one at least"):
