@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+import uuid
 
 import numpy as np
 import pytest
@@ -210,6 +211,21 @@ def test_objects_with_a_common_name_are_swept(store):
     assert other.exists()
     with pytest.raises(ValueError, match="UUID"):
         store_object(store, 1, name="../elsewhere")
+
+
+def test_what_is_begun_of_such_objects_is_swept(tmp_path):
+    """But not of those that stay: they may be being written."""
+    uid = "9d4c3f4e-1234-4a4a-9a9a-1234567890ab"
+    with Store("halves", FileConnector(tmp_path / "objects"), register=False) as store:
+        halves = [tmp_path / "objects" / f".{uuid.uuid4()}.{uid}.{i}" for i in range(3)]
+        halves.append(tmp_path / "objects" / f".{uuid.uuid4()}.{uuid.uuid4()}.1")
+        for each in halves:
+            each.touch()
+        assert sweep(store, uid, keep=lambda: None) == 0
+        assert all(each.exists() for each in halves)
+        stays = ("halves", *store.connector.named_key(f"{uid}.1"))
+        assert sweep(store, uid, keep=lambda: {stays}) == 0
+        assert [each.exists() for each in halves] == [False, True, False, True]
 
 
 class Counting(RuleBasedStateMachine):

@@ -26,7 +26,7 @@ import stat
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic, sleep, time
 from typing import Any, Literal, NamedTuple
 
@@ -361,16 +361,28 @@ class FileConnector(ConnectorMixin[FileKey]):
                 if entry.name.startswith(prefix) and OBJECT_NAME.match(entry.name):
                     yield FileKey(entry.name)
 
-    def remove_unfinished(self, prefix: str) -> None:
-        """Remove what killed processes have written of objects whose names start with `prefix`.
+    def unfinished(self, prefix: str) -> dict[str, FileKey]:
+        """Return what has been begun of objects whose names start with `prefix`.
 
-        For whoever knows that no process is writing one: its `set` would then fail.
+        The keys that they are to have, by the files of what is there of them. Some are being
+        written at this moment; what killed processes have begun stays as it is.
         """
         with contextlib.suppress(FileNotFoundError), os.scandir(self.store_dir) as entries:
-            for entry in entries:
+            return {
+                entry.path: FileKey(entry.name[_ASIDE:])
+                for entry in entries
                 # As `set_buffers` names them.
-                if entry.name[_ASIDE:].startswith(prefix) and OBJECT_NAME.match(entry.name[1:]):
-                    _unlink(entry.path)
+                if entry.name[_ASIDE:].startswith(prefix) and OBJECT_NAME.match(entry.name[1:])
+            }
+        return {}
+
+    def remove_unfinished(self, paths: Iterable[str]) -> None:
+        """Remove files that `unfinished` has named.
+
+        For whoever knows that no process is writing them: its `set` would then fail.
+        """
+        for path in paths:
+            _unlink(path)
 
     # -- claiming
 

@@ -8,7 +8,7 @@ anybody; only `Ref.resolve` does I/O.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 from typing import Any
 
 import xxhash
@@ -164,11 +164,12 @@ def sweep(
     store: Store[Any],
     prefix: str,
     *,
-    keep: Callable[[], Collection[RefId] | None] = frozenset[RefId],
+    keep: Callable[[], Container[RefId] | None] = frozenset[RefId],
 ) -> int:
     """Evict objects whose names start with `prefix`, and what killed processes have begun of them.
 
-    For whoever knows that nobody is writing an object of such a name at this moment.
+    For whoever knows that nobody is writing an object of such a name at this moment, other than
+    those of `keep`.
 
     Args:
         store: Where. If its connector cannot list objects, nothing is done.
@@ -183,12 +184,16 @@ def sweep(
     if not isinstance(connector, EnumerableConnector):
         return 0
     listed = list(connector.keys(prefix))
+    # Elsewhere what is not whole is not there.
+    begun = connector.unfinished(prefix) if isinstance(connector, FileConnector) else {}
     needed = keep()
     if needed is None:
         return 0
     found = [key for key in listed if (store.name, *key) not in needed]
     for key in found:
         store.evict(key)
-    if isinstance(connector, FileConnector):  # elsewhere what is not whole is not there
-        connector.remove_unfinished(prefix)
+    if isinstance(connector, FileConnector):
+        connector.remove_unfinished(
+            path for path, key in begun.items() if (store.name, *key) not in needed
+        )
     return len(found)
