@@ -182,6 +182,7 @@ class Client(_dask.HookedClient):
             return StoreStats(None, None, None, self._ps_threshold)
         ledger = self._ps.leases.ledger
         lifetimes = self._ps.leases.lifetimes
+        ledger.flush(timeout=1)  # the futures of a line before are not to count any more
         live = ledger.live
         return StoreStats(
             store=self._ps.store.name,

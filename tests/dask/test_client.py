@@ -374,6 +374,11 @@ class TestLooking:
         assert stats.lifetimes == "graph"
         del futures
 
+    def test_stats_do_not_count_what_the_line_before_has_dropped(self, client, array):
+        for i in range(20):
+            client.gather(client.map(total, [array + i, array + i + 0.5]))
+            assert client.ps_stats().live == 0
+
     def test_the_store_without_being_asked(self, cluster, array):
         with Client(cluster, ps_threshold="50 kB") as client:
             assert client.submit(total, array).result() == array.sum()
