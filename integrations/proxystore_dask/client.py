@@ -44,10 +44,14 @@ from proxystore_dask.outbox import Outbox, Promise, Promises
 from proxystore_dask.prefetch import Prefetch
 from proxystore_dask.reach import StoreUnreachableError, check, see
 from proxystore_dask.results import (
+    Keep,
     Leave,
     LocalData,
+    Results,
     StoredKeys,
-    results_limit,
+    check_durable,
+    leaving,
+    results_setting,
     stored_result,
     with_results,
 )
@@ -106,12 +110,15 @@ class Client(_dask.HookedClient):
             methods take it too, for one call.
         ps_results: Which results of `submit` and `map` go to the store, and are not kept in the
             worker's memory: ``"never"``, ``"large"`` (those of `ps_threshold` or more) or a size.
+            ``"durable"``: as "large", and all of them are in the store until the scheduler has
+            forgotten their tasks, so that none of these runs again because a worker is gone.
             None: ``proxystore.results`` of Dask's configuration, "never". Both methods take it
             too, for one call.
         **kwargs: As for `distributed.Client`.
 
     Raises:
-        ValueError: `ps_arguments` or `ps_results` is none of these. Nothing has been started.
+        ValueError: `ps_arguments` or `ps_results` is none of these, or `ps_store` cannot have
+            durable results. Nothing has been started.
         ThresholdError: `ps_threshold` is not a size. Nothing has been started.
         StoreUnreachableError: A worker cannot get what is put into `ps_store`.
         StoreConfigError: `ps_store` cannot be read; see `open_store` for what else can be wrong
@@ -125,9 +132,10 @@ class Client(_dask.HookedClient):
     _ps_in_task: bool
     _ps_in_thread: threading.local
     _ps_prefetch: int
-    _ps_results: int | None
+    _ps_results: Results | None
     _ps_stored: StoredKeys
     _ps_threshold: int
+    _ps_warned: bool
 
     def __init__(
         self,
@@ -158,16 +166,21 @@ class Client(_dask.HookedClient):
         self._ps_threshold = parse_size(
             setting("threshold", threshold), name=origin("threshold", threshold)
         )
-        self._ps_results = results_limit(
+        self._ps_results = results_setting(
             setting("results", results), self._ps_threshold, name=origin("results", results)
         )
         self._ps_prefetch = parse_size(setting("prefetch", None), name=origin("prefetch", None))
         self._ps_stored = StoredKeys(self)
         self._ps_outbox = Outbox()
         self._ps_group = None
+        self._ps_warned = False
+        self._ps = None  # without a store of the user's it depends on the cluster where ours is
         spec = setting("store", store)
-        # Without a store of the user's it depends on the cluster where ours has to be.
-        self._ps = None if spec is None else _Backing(self, open_store(spec), self._ps_threshold)
+        if spec is not None:
+            opened = open_store(spec)
+            if self._ps_results is not None and self._ps_results.durable:
+                check_durable(opened)
+            self._ps = _Backing(self, opened, self._ps_threshold)
 
     # ---------------------------------------------------------------------------- looking
 
@@ -231,11 +244,12 @@ class Client(_dask.HookedClient):
                 `distributed.Client.submit`.
 
         Raises:
-            ValueError: `ps_arguments` or `ps_results` is none of what it can be.
+            ValueError: `ps_arguments` or `ps_results` is none of what it can be. Nothing has
+                been stored.
             UnpicklableArgumentError: An argument cannot be pickled. Nothing has been stored.
         """
         wrap = self._ps_node(ps_arguments)
-        limit = self._ps_limit(ps_results)
+        results = self._ps_which(ps_results)
         backing = self._ps_usable(func)
         if backing is None:
             return super().submit(func, *args, **kwargs)
@@ -245,7 +259,7 @@ class Client(_dask.HookedClient):
         packed = packer.pack((*carried, *args), {**named, **keywords}, wrap=wrap)
         # `args` stays referenced until the graph is sent: a future in it may have no other owner,
         # and would take its task along.
-        with self._ps_packed(promises), self._ps_leaving(limit, options):
+        with self._ps_packed(promises), self._ps_leaving(results, options):
             future = super().submit(func, *packed.args, **options, **packed.kwargs)
         if packed.holds:
             backing.leases.keep(future, packed.holds)
@@ -270,11 +284,12 @@ class Client(_dask.HookedClient):
                 `distributed.Client.map`.
 
         Raises:
-            ValueError: `ps_arguments` or `ps_results` is none of what it can be.
+            ValueError: `ps_arguments` or `ps_results` is none of what it can be. Nothing has
+                been stored.
             UnpicklableArgumentError: An argument cannot be pickled. Nothing has been stored.
         """
         wrap = self._ps_node(ps_arguments)
-        limit = self._ps_limit(ps_results)
+        results = self._ps_which(ps_results)
         backing = self._ps_usable(func)
         # Dask itself says what is wrong with iterators, queues, and nothing to map over.
         if backing is None or not iterables or not all(hasattr(it, "__len__") for it in iterables):
@@ -293,7 +308,7 @@ class Client(_dask.HookedClient):
         length = min(map(len, iterables))
         leading = [[value] * length for value in packed.shared]
         rest = iterables if in_batches else packed.iterables
-        with self._ps_packed(promises), self._ps_leaving(limit, options):
+        with self._ps_packed(promises), self._ps_leaving(results, options):
             futures = super().map(func, *leading, *rest, **options, **packed.keywords)
         for i, future in enumerate(futures):
             holds = (*packed.shared_holds, *packed.holds.get(i, ()))
@@ -410,7 +425,7 @@ class Client(_dask.HookedClient):
         expr: Any,
         keys: list[Any],
         backing: _Backing | None,
-        leave: Callable[..., Leave] | None,
+        leave: Callable[..., Leave | Keep] | None,
     ) -> tuple[Any, Callable[[Any], None]]:
         """What to send instead of `expr`; and what to call with the futures, by key.
 
@@ -461,19 +476,24 @@ class Client(_dask.HookedClient):
         return backing.new_packer(promises), promises.made
 
     @contextlib.contextmanager
-    def _ps_leaving(self, limit: int | None, options: dict[str, Any]) -> Iterator[None]:
-        """While this thread sends tasks that are to leave large results in the store."""
+    def _ps_leaving(self, results: Results | None, options: dict[str, Any]) -> Iterator[None]:
+        """While this thread sends tasks that are to leave results in the store."""
         leave = None
         backing = self._ps_backing()
         if (
-            limit is not None
+            results is not None
             and backing is not None
-            and backing.leases.lifetimes is Lifetimes.GRAPH
-            and self._ps_group is not None
             and not (options.get("actor") or options.get("actors"))
         ):
-            config = backing.store.config()
-            leave = functools.partial(Leave, store_config=config, limit=limit, group=self._ps_group)
+            if backing.leases.lifetimes is Lifetimes.GRAPH and self._ps_group is not None:
+                leave = leaving(backing.store, results, self._ps_group)
+            elif not self._ps_warned:
+                self._ps_warned = True
+                logger.warning(
+                    "ps_results=%s: results stay in Dask, because the scheduler cannot run the "
+                    "plugin of proxystore_dask, or cannot reach the store",
+                    results,
+                )
         before = getattr(self._ps_in_thread, "leave", None)
         self._ps_in_thread.leave = leave
         try:
@@ -481,8 +501,14 @@ class Client(_dask.HookedClient):
         finally:
             self._ps_in_thread.leave = before
 
-    def _ps_limit(self, results: int | str | None) -> int | None:
-        return self._ps_results if results is None else results_limit(results, self._ps_threshold)
+    def _ps_which(self, results: int | str | None) -> Results | None:
+        """The results that go to the store; as `results_setting`, and they can go there."""
+        if results is None:
+            return self._ps_results
+        found = results_setting(results, self._ps_threshold)
+        if found is not None and found.durable and self._ps is not None:
+            check_durable(self._ps.store)
+        return found
 
     def _ps_node(self, arguments: str | None) -> Callable[[Ref], _dask.Task]:
         return NODES[self._ps_arguments if arguments is None else _checked_arguments(arguments)]
@@ -590,8 +616,13 @@ class Client(_dask.HookedClient):
         assert self._ps is not None
         leases = self._ps.leases
         leases.prefix = str(uuid.uuid4())
+        # What is left of tasks of a scheduler that is gone, the next one evicts: it knows which
+        # tasks were on their way in between, with names of before.
         await self._ps_hello(
-            client=self.id, prefix=leases.prefix, place=pickle.dumps(store.config())
+            client=self.id,
+            prefix=leases.prefix,
+            place=pickle.dumps(store.config()),
+            former=self._ps_group or "",
         )
         loop = asyncio.get_running_loop()
         probe = await loop.run_in_executor(None, leases.probe)
@@ -607,8 +638,7 @@ class Client(_dask.HookedClient):
         reachable = reply.get("protocol") == PROTOCOL and bool(reply.get("reachable"))
         before, self._ps_group = self._ps_group, reply["group"] if reachable else None
         self._ps_anew = before is not None and before != self._ps_group
-        if before is not None and self._ps_anew:
-            # Results of tasks of a scheduler that is gone.
+        if before is not None and not reachable:
             await loop.run_in_executor(None, sweep, store, before)
         return reachable
 
@@ -775,11 +805,9 @@ def _check_same(
             f"the client is attached with ps_arguments={client._ps_arguments!r} already, "
             f"not {arguments!r}"
         )
-    if results is not None and client._ps_limit(results) != client._ps_results:
-        limit = "never" if client._ps_results is None else client._ps_results
-        raise ValueError(
-            f"the client is attached with ps_results={limit!r} already, not {results!r}"
-        )
+    if results is not None and client._ps_which(results) != client._ps_results:
+        which = client._ps_results or "'never'"
+        raise ValueError(f"the client is attached with ps_results={which} already, not {results!r}")
 
 
 def _checked_arguments(value: Any, *, name: str = "ps_arguments") -> str:

@@ -11,18 +11,24 @@ of a plain client's, given such a future) can use it as if it were the object.
 * The object lives as long as Dask keeps the result: `StoreLifetimes` is told of it before the
   scheduler hears that the task is done. Objects of a worker that dies before it has told are found
   by their names, which begin with the scheduler's `group` and the worker's `tag`.
+
+A *durable* result has a name before the task runs (`Keep`), and lives until the scheduler has
+forgotten the task. A task that has to run again, because the worker that had its result is gone,
+finds the object and does not call its function.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
 import pickle
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask.context import thread_state
 from dask.utils import funcname
@@ -30,6 +36,7 @@ from distributed import Client as DaskClient
 from distributed import Worker, get_worker
 from distributed.utils import iscoroutinefunction
 
+from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import Proxy
 from proxystore.serialize import frames
 from proxystore.store import Store, StoreConfig, StoreFactory, get_or_create_store
@@ -53,14 +60,33 @@ logger = logging.getLogger(__name__)
 
 RESULT = "proxystore-result"
 
+# Where the names of others have the worker's tag: no worker's death ends a durable result.
+KEPT = "kept"
+
 _numbers = itertools.count()
+_MISSING = object()
 
 
-def results_limit(value: Any, threshold: int, *, name: str = "ps_results") -> int | None:
-    """From which size results go to the store, in bytes; None: never.
+class Results(NamedTuple):
+    """Which results go to the store.
+
+    Attributes:
+        limit: From which size a worker keeps nothing but a stored result, in bytes.
+        durable: Every result is stored, also a small one, until its task is forgotten.
+    """
+
+    limit: int
+    durable: bool = False
+
+    def __str__(self) -> str:
+        return repr("durable") if self.durable else str(self.limit)
+
+
+def results_setting(value: Any, threshold: int, *, name: str = "ps_results") -> Results | None:
+    """Which results go to the store; None: none.
 
     Args:
-        value: What the user says: "never", "large" or a size.
+        value: What the user says: "never", "large", "durable" or a size.
         threshold: What "large" means, in bytes.
         name: What the error calls it.
 
@@ -69,14 +95,15 @@ def results_limit(value: Any, threshold: int, *, name: str = "ps_results") -> in
     """
     if value == "never":
         return None
-    if value == "large":
-        return threshold
+    if value in ("large", "durable"):
+        return Results(threshold, durable=value == "durable")
     try:
-        return parse_size(value, name=name)
+        return Results(parse_size(value, name=name))
     except ValueError as error:
         raise ValueError(
             f"{name} must be 'never' (results stay in Dask), 'large' (those of the size of "
-            "ps_threshold or more go to the store) or a size such as 4096 or '10 MiB', got "
+            "ps_threshold or more go to the store), 'durable' (all go to the store, and no task "
+            "runs again because its worker is gone) or a size such as 4096 or '10 MiB', got "
             f"{value!r}"
         ) from error
 
@@ -134,11 +161,13 @@ class Leave:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns, or a stored result."""
         value = self.func(*args, **kwargs)
-        try:
-            worker = get_worker()
-        except ValueError:
-            return value
-        if type(value) is Proxy or is_native(value) or not size_at_least(value, self.limit):
+        worker = _worker()
+        if (
+            worker is None
+            or type(value) is Proxy
+            or is_native(value)
+            or not size_at_least(value, self.limit)
+        ):
             return value
         try:
             store = get_or_create_store(self.store_config)
@@ -166,9 +195,97 @@ class Leave:
         return funcname(self.func)  # what Dask prints for the task
 
 
-def _tell(worker: Worker, ref: Ref) -> None:
+class Keep:
+    """The function of a task that is not called if its result is in the store already.
+
+    Args:
+        func: The user's function.
+        factory: Where the result will be.
+        name: The same, as `Store.put_dumped` takes it.
+        limit: The size from which the worker keeps nothing but a stored result, in bytes.
+    """
+
+    __slots__ = ("factory", "func", "limit", "name")
+
+    def __init__(
+        self, func: Callable[..., Any], factory: ResultFactory, name: str, limit: int
+    ) -> None:
+        self.func = func
+        self.factory = factory
+        self.name = name
+        self.limit = limit
+
+    @property
+    def ref(self) -> Ref:
+        """What refers to the result, whether or not it is there; its size is not known."""
+        return self._ref(0, "")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns, or has returned before; if that is large, a stored result."""
+        worker = _worker()
+        if worker is None:
+            return self.func(*args, **kwargs)
+        found = self._found(worker)
+        if found is not _MISSING:
+            return found
+        value = self.func(*args, **kwargs)
+        if type(value) is Proxy or is_native(value):
+            return value
+        return self._stored(value, worker)
+
+    def _found(self, worker: Worker) -> Any:
+        try:
+            store = get_or_create_store(self.factory.store_config)
+            info = store.info(self.factory.key)
+            if info is None:
+                return _MISSING
+            ref = self._ref(info.nbytes, info.type_name or "")
+            value = ref.proxy() if self._is_large(ref) and ref.type_name else ref.resolve()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the function can be called
+            logger.warning("%s runs, perhaps again: %s", funcname(self.func), error)
+            return _MISSING
+        _tell(worker, ref, kept=True)
+        return value
+
+    def _stored(self, value: Any, worker: Worker) -> Any:
+        try:
+            store = get_or_create_store(self.factory.store_config)
+            data = store.dump(value)
+            made = ref_to(store, data, frames.type_name(value), name=self.name, digest=False)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the result must not be lost
+            logger.warning(
+                "a result of %s stays in Dask, and is lost with its worker: %s",
+                funcname(self.func),
+                error,
+            )
+            return value
+        ref = self._ref(made.nbytes, made.type_name)
+        _tell(worker, ref, kept=True)
+        return ref.proxy() if self._is_large(ref) else value
+
+    def _is_large(self, ref: Ref) -> bool:
+        return ref.nbytes >= self.limit
+
+    def _ref(self, nbytes: int, type_name: str) -> Ref:
+        return Ref(self.factory, "", nbytes, type_name)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.func, self.factory, self.name, self.limit)
+
+    def __repr__(self) -> str:
+        return funcname(self.func)
+
+
+def _worker() -> Worker | None:
+    try:
+        return get_worker()
+    except ValueError:
+        return None
+
+
+def _tell(worker: Worker, ref: Ref, *, kept: bool = False) -> None:
     # In order with what the worker says of the task itself, which it says from its event loop.
-    message = {"op": RESULT, "key": thread_state.key, "ref": pickle.dumps(ref)}
+    message = {"op": RESULT, "key": thread_state.key, "ref": pickle.dumps(ref), "kept": kept}
     worker.loop.add_callback(worker.batched_send, message)
 
 
@@ -178,14 +295,15 @@ def _tell(worker: Worker, ref: Ref) -> None:
 def with_results(
     expr: Any,
     is_stored: Callable[[Any], bool],
-    leave: Callable[[Callable[..., Any]], Leave] | None,
+    leave: Callable[[Callable[..., Any]], Leave | Keep] | None,
 ) -> Any | None:
     """The graph with stored results fetched where tasks take them, and new ones left; or None.
 
     Args:
         expr: What is about to be sent.
         is_stored: Whether the result of a task that the scheduler has already may be in the store.
-        leave: Makes the function of a task leave its result in the store; None: results stay.
+        leave: What a task is to call in place of its function, so that its result goes to the
+            store; None: results stay.
 
     Returns:
         An expression to send instead; None if this one is right.
@@ -229,6 +347,48 @@ def _argument(value: Any, is_stored: Callable[[Any], bool]) -> Any:
         key = value.key if isinstance(value, TaskRef) else value.target
         return Task(None, fetch, TaskRef(key)) if is_stored(key) else value
     return _fetching(value, is_stored) if isinstance(value, GraphNode) else value
+
+
+def leaving(store: Store[Any], results: Results, group: str) -> Callable[..., Leave | Keep]:
+    """What a task is to call in place of its function, so that its result goes to the store.
+
+    Args:
+        store: Where to.
+        results: Which results.
+        group: As for `Leave`.
+
+    Raises:
+        ValueError: They are to be durable, and the store's connector has no names.
+    """
+    config = store.config()
+    if not results.durable:
+        return functools.partial(Leave, store_config=config, limit=results.limit, group=group)
+    connector = check_durable(store)
+    # Two tasks of one key are two, if the first one is forgotten before the second one comes.
+    token = uuid.uuid4().hex
+    numbers = itertools.count()
+
+    def keep(func: Callable[..., Any]) -> Keep:
+        name = f"{group}.{KEPT}-{token}-{next(numbers)}"
+        return Keep(func, ResultFactory(connector.named_key(name), config), name, results.limit)
+
+    return keep
+
+
+def check_durable(store: Store[Any]) -> EnumerableConnector[Any]:
+    """The store's connector, if durable results can be found there.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    connector = store.connector
+    if not isinstance(connector, EnumerableConnector):
+        raise ValueError(
+            "ps_results='durable' needs a connector that can find an object by a name that is "
+            f"known before (FileConnector, RedisConnector), which {connector!r} is not; use one "
+            "of these, or ps_results='large'"
+        )
+    return connector
 
 
 class StoredKeys:
@@ -284,6 +444,11 @@ class StoredKeys:
 
 
 # --------------------------------------------------------------------- on the scheduler
+
+
+def kept_result(node: object) -> Ref | None:
+    """The durable result of a task, whether or not it is there."""
+    return node.func.ref if isinstance(node, Task) and isinstance(node.func, Keep) else None
 
 
 def takes_as_it_is(node: Any, key: Any) -> bool:

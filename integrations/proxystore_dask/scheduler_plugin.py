@@ -12,6 +12,9 @@ Rules of this file:
 * A result that a worker has left in the store is needed as long as Dask keeps the result. If a task
   has taken it without fetching it, that task's own result may hold the proxy: then until no task
   is left that depends on it, that is, until it is forgotten.
+* A durable result is needed until its task is forgotten.
+* What workers have stored and nobody has told of is found by its name, and swept if nobody can tell
+  of it any more (`_Wanted`).
 * Everything here runs in the scheduler's event loop; only evictions run in a thread of the plugin.
 """
 
@@ -42,7 +45,7 @@ from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
 from proxystore_dask.reach import StoreUnreachableError, check, see
-from proxystore_dask.results import RESULT, tag, takes_as_it_is
+from proxystore_dask.results import RESULT, kept_result, tag, takes_as_it_is
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Counts up when messages change their meaning; a client refuses a scheduler with another number.
-PROTOCOL = 2
+PROTOCOL = 3
 
 PACKAGE = "proxystore_dask"
 
@@ -63,6 +66,30 @@ STATS = "proxystore_stats"
 # Seconds from the end of the need to the eviction. Futures are dropped by the dozen, which makes a
 # batch; and workers first hear that the tasks are cancelled, else they log errors of some of them.
 LINGER = 0.1
+
+
+# What the names of our own objects have where those of results have their worker's tag.
+PROBE = "probe"
+
+
+class _Wanted:
+    """The objects that may not be swept.
+
+    Args:
+        known: Those that somebody has told of, or will tell of.
+        tags: Names with one of these behind the group stay, too: their workers are here.
+    """
+
+    def __init__(self, known: Collection[RefId], tags: Collection[str]) -> None:
+        self._known = known
+        self._tags = tags
+
+    def __contains__(self, ident: object) -> bool:
+        assert isinstance(ident, tuple)
+        if ident in self._known:
+            return True
+        name = str(ident[1])  # the only field of the keys of connectors that can list objects
+        return name.partition(".")[2].partition("-")[0] in self._tags
 
 
 class StoreLifetimes(SchedulerPlugin):
@@ -87,10 +114,18 @@ class StoreLifetimes(SchedulerPlugin):
         self._results: dict[Key, list[Ref]] = {}
         # Of tasks whose results Dask has dropped, and others may hold.
         self._held: dict[Key, list[Ref]] = {}
+        # Of tasks that are not forgotten; which of them are in the store `_objects` says.
+        self._kept: dict[Key, Ref] = {}
+        # The keys in `_kept` whose results a worker may have begun to store when it died.
+        self._suspects: set[Key] = set()
         # Begins the names of all results, so that none is left of a worker that was killed.
         self.group = str(uuid.uuid4())
+        # With those of schedulers that were here before: graphs on their way then came later.
+        self._groups = {self.group}
+        self._sweeping: asyncio.TimerHandle | None = None
         self._tags: dict[str, str] = {}
-        self._checking: set[asyncio.Task[None]] = set()
+        # Of workers that have joined, by their addresses.
+        self._checking: dict[str, asyncio.Task[None]] = {}
         self._offers: dict[str, bytes | None] = {}
         # How the names of a client's objects begin, by its id.
         self._prefixes: dict[str, str] = {}
@@ -131,12 +166,15 @@ class StoreLifetimes(SchedulerPlugin):
         while self._shown:
             self._shown.pop()()
         self._closing.set()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         if self._checking:
-            await asyncio.wait(self._checking, timeout=1)
+            await asyncio.wait(self._checking.values(), timeout=1)
         self.forget_all()
         if self._evicting is not None:
             await self._evicting
-        self._sweep_soon(self.group)
+        self._tags.clear()  # whatever workers still store, nobody will need
+        self._sweep_groups()
         self._pool.shutdown()
 
     # ------------------------------------------------------------ what the scheduler tells
@@ -156,6 +194,12 @@ class StoreLifetimes(SchedulerPlugin):
             return
         for ref in self._held.pop(key, ()):
             self._settle(ref.id)
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._settle(kept.id)
+            if key in self._suspects:
+                self._suspects.discard(key)
+                self._sweep_groups_soon()
         idents = self._mentions.pop(key, ())
         if idents:
             self.figures.forget(key_split(key), idents)
@@ -181,14 +225,18 @@ class StoreLifetimes(SchedulerPlugin):
         self._tags[worker] = tag(scheduler.workers[worker].server_id)
         if self._stores:
             checking = asyncio.ensure_future(self._check_worker(scheduler, worker))
-            self._checking.add(checking)
-            checking.add_done_callback(self._checking.discard)
+            self._checking[worker] = checking
+            checking.add_done_callback(lambda _: self._checking.pop(worker, None))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Evict what a worker has stored and not told of."""
-        found = self._tags.pop(worker, None)
-        if found is not None:
-            self._sweep_soon(f"{self.group}.{found}")
+        checking = self._checking.get(worker)
+        if checking is not None:
+            checking.cancel()  # it will not answer
+        if self._tags.pop(worker, None) is not None:
+            # Another worker may be about to write what this one has begun: then that stays.
+            self._suspects.update(self._kept)
+            self._sweep_groups_soon()
 
     async def _check_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Say so if a new worker cannot reach the stores that clients use."""
@@ -227,9 +275,13 @@ class StoreLifetimes(SchedulerPlugin):
 
     # ---------------------------------------------------- what the clients and workers tell
 
-    def _result(self, key: Key, ref: bytes, worker: str, **kwargs: Any) -> None:
+    def _result(self, key: Key, ref: bytes, worker: str, kept: bool = False, **kwargs: Any) -> None:
         made: Ref = pickle.loads(ref)
         self._learn(made)
+        if kept:
+            if self._kept.get(key) != made:
+                self._settle(made.id)  # its task is forgotten
+            return
         task = self._all_tasks.get(key)
         if task is None or task.state not in ("processing", "memory"):
             self._settle(made.id)  # of a run that nobody waits for
@@ -256,6 +308,7 @@ class StoreLifetimes(SchedulerPlugin):
         client: str | None = None,
         prefix: str = "",
         place: bytes = b"",
+        former: str = "",
     ) -> dict[str, Any]:
         """Tell a client what it can expect.
 
@@ -266,11 +319,16 @@ class StoreLifetimes(SchedulerPlugin):
             client: The id of a client that will store objects.
             prefix: How their names will begin.
             place: The configuration of the store where they will be.
+            former: The group of the scheduler that it was connected to before.
         """
         loop = asyncio.get_running_loop()
-        if client in self._clients:  # else it is gone, and has not stored anything
+        # If it is gone already, it has not stored anything.
+        if client in self._clients and prefix:
             self._prefixes[client] = prefix
             await loop.run_in_executor(self._pool, self._can_open, place)
+            if former and former not in self._groups:
+                self._groups.add(former)
+                self._sweep_groups_soon()
         reachable = probe is not None and await loop.run_in_executor(
             self._pool, self._can_see, probe
         )
@@ -320,7 +378,12 @@ class StoreLifetimes(SchedulerPlugin):
 
     def results(self) -> Iterator[tuple[Key, list[Ref]]]:
         """Results in stores, by the keys of their tasks."""
-        return chain(self._results.items(), self._held.items())
+        kept = (
+            (key, [self._objects[ref.id]])
+            for key, ref in self._kept.items()
+            if ref.id in self._objects
+        )
+        return chain(self._results.items(), self._held.items(), kept)
 
     def places(self) -> list[dict[str, Any]]:
         """Where the objects are, and how many: an entry for each store."""
@@ -340,8 +403,11 @@ class StoreLifetimes(SchedulerPlugin):
 
     def _mention(self, task: TaskState) -> None:
         # A known key keeps its first run spec, whatever later graphs say.
-        if task.key in self._mentions or task.run_spec is None:
+        if task.key in self._mentions or task.key in self._kept or task.run_spec is None:
             return
+        kept = kept_result(task.run_spec)
+        if kept is not None:
+            self._kept[task.key] = kept
         refs = {ref.id: ref for ref in counted_refs(task.run_spec)}
         if not refs:
             return
@@ -374,15 +440,33 @@ class StoreLifetimes(SchedulerPlugin):
         for ref in refs:
             self._settle(ref.id)
 
+    def _sweep_groups_soon(self) -> None:
+        """Evict what nobody has told of, and nobody will."""
+        if self._sweeping is None and not self._closing.is_set():
+            self._sweeping = asyncio.get_running_loop().call_later(LINGER, self._sweep_groups)
+
+    def _sweep_groups(self) -> None:
+        self._sweeping = None
+        for group in self._groups:
+            self._sweep_soon(group)
+
     def _sweep_soon(self, prefix: str) -> None:
-        known = frozenset(self._objects)
         with contextlib.suppress(RuntimeError):  # closed: everything is swept then
-            self._pool.submit(self._sweep, prefix, known)
+            self._pool.submit(self._sweep, prefix)
+
+    def _wanted(self) -> _Wanted:
+        # In the thread, after objects were listed. What is in the store then was known here before:
+        # a worker before it runs a task, a task before it has a result. Each copy is made in one
+        # step, whatever the event loop does meanwhile.
+        kept = {ref.id for ref in tuple(self._kept.values())}
+        return _Wanted(kept.union(tuple(self._objects)), {PROBE, *tuple(self._tags.values())})
 
     def forget_all(self) -> None:
         """Evict every object this plugin knows of."""
         self._results.clear()
         self._held.clear()
+        self._kept.clear()
+        self._suspects.clear()
         self._mentions.clear()
         self._tasks.clear()
         self._leases.clear()
@@ -421,7 +505,7 @@ class StoreLifetimes(SchedulerPlugin):
     def _probe(self, store: Store[Any]) -> Ref:
         # By its name it is found if the scheduler closes before a worker has answered.
         try:
-            return store_object(store, PACKAGE, name=f"{self.group}.probe-{uuid.uuid4()}")
+            return store_object(store, PACKAGE, name=f"{self.group}.{PROBE}-{uuid.uuid4()}")
         except NotImplementedError:  # a connector without names
             return store_object(store, PACKAGE)
 
@@ -452,11 +536,11 @@ class StoreLifetimes(SchedulerPlugin):
                 logger.exception("Could not evict %r", ref)
         return failed
 
-    def _sweep(self, prefix: str, known: Collection[RefId]) -> None:
-        """Evict objects whose names begin with `prefix`, other than those that are known."""
+    def _sweep(self, prefix: str) -> None:
+        """Evict objects whose names begin with `prefix`, other than those that are wanted."""
         for store in self._stores.values():
             try:
-                sweep(store, prefix, keep=lambda: known)
+                sweep(store, prefix, keep=self._wanted)
             except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
                 logger.exception("Could not look for objects left in %r", store.connector)
 

@@ -62,7 +62,11 @@ SCENARIOS = {
         "test_scatter.py::test_every_holder_after_its_task_is_done",
         "test_scatter.py::test_the_only_holder_before_it_is_used",
     ],
-    "a worker dies with a stored result": ["test_results.py::test_its_worker_dies"],
+    "a worker dies with a stored result": [
+        "test_results.py::test_its_worker_dies",
+        "test_durable.py::test_of_a_chain",
+        "test_durable.py::test_of_a_chain_of_which_the_end_is_held",
+    ],
     "a result is read twice": ["test_lifetimes.py::test_a_result_is_there_for_all_who_read_it"],
     "a task returns its argument; chains, maps of futures, variables, published data": [
         "test_scenarios.py::test_of_tasks_that_return_their_argument",
