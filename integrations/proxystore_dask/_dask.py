@@ -221,8 +221,14 @@ class HookedClient(DaskClient):
 
     async def _close(self, *args: Any, **kwargs: Any) -> None:
         if self.status != "closed":
+            comm = getattr(self.scheduler_comm, "comm", None)
+            scheduler = None
+            # Without an address that was given, the scheduler was made for this client, and goes
+            # with it.
+            if comm is not None and not comm.closed() and self._start_arg is not None:
+                scheduler = comm.peer_address
             await super()._close(*args, **kwargs)
-            self._ps_closed()
+            await self._ps_closed(scheduler)
 
     async def _ps_connected(self) -> None:
         raise NotImplementedError
@@ -239,7 +245,8 @@ class HookedClient(DaskClient):
     def _ps_cancelled(self, keys: Any) -> None:
         raise NotImplementedError
 
-    def _ps_closed(self) -> None:
+    async def _ps_closed(self, scheduler: str | None) -> None:
+        """`scheduler` is the address of one that is still there, as far as is known."""
         raise NotImplementedError
 
 

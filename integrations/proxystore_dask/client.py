@@ -21,7 +21,7 @@ import dask
 from dask.typing import no_default
 from dask.utils import format_bytes, parse_timedelta
 from distributed import Client as DaskClient
-from distributed import Future, get_worker, wait
+from distributed import Future, get_worker, rpc, wait
 from distributed.comm.addressing import get_address_host, parse_address
 
 from proxystore.store import Store, StoreConfig
@@ -57,10 +57,13 @@ from proxystore_dask.results import (
 )
 from proxystore_dask.rewriting import rewrite
 from proxystore_dask.scattering import Parts, pack_values, parts
-from proxystore_dask.scheduler_plugin import HELLO, PROTOCOL, StoreLifetimes
+from proxystore_dask.scheduler_plugin import GOODBYE, HELLO, PROTOCOL, StoreLifetimes
 from proxystore_dask.stats import StoreStats, stats_html
 
 logger = logging.getLogger(__name__)
+
+# How long a client that closes waits for the eviction of what it leaves.
+_SECONDS_TO_EVICT = 2
 
 T = TypeVar("T")
 StoreSpec = Store[Any] | StoreConfig | str | os.PathLike[str]
@@ -680,10 +683,13 @@ class Client(_dask.HookedClient):
         if self._ps is not None:
             self._ps.leases.release(keys)
 
-    def _ps_closed(self) -> None:
+    async def _ps_closed(self, scheduler: str | None) -> None:
         if self._ps is None:
             return
+        lifetimes = self._ps.leases.lifetimes
         unheard = self._ps.leases.close()
+        if scheduler is not None and lifetimes is Lifetimes.GRAPH and not self._ps_in_task:
+            await self._ps_cleared(scheduler)
         if unheard:
             logger.warning(
                 "%d objects may be left in %r: the client closed while its scheduler was out of "
@@ -691,6 +697,17 @@ class Client(_dask.HookedClient):
                 len(unheard),
                 self._ps.store.connector,
             )
+
+    async def _ps_cleared(self, scheduler: str) -> None:
+        """Wait a little until the scheduler has evicted what only this client has needed.
+
+        Afterwards the scheduler may die, or the user close the store, and nothing is left.
+        """
+        try:
+            async with rpc(scheduler, connection_args=self.connection_args) as again:
+                await asyncio.wait_for(getattr(again, GOODBYE)(client=self.id), _SECONDS_TO_EVICT)
+        except Exception as error:  # noqa: BLE001 - nobody waits for what is on its way
+            logger.info("the scheduler has not said that everything is evicted: %r", error)
 
 
 def _timeout(given: Any) -> Any:

@@ -61,6 +61,7 @@ PACKAGE = "proxystore_dask"
 LEASE = "proxystore-lease"
 LEASE_END = "proxystore-lease-end"
 HELLO = "proxystore_hello"
+GOODBYE = "proxystore_goodbye"
 STATS = "proxystore_stats"
 
 # Seconds from the end of the need to the eviction. Futures are dropped by the dozen, which makes a
@@ -147,7 +148,7 @@ class StoreLifetimes(SchedulerPlugin):
         scheduler.stream_handlers.update(
             {LEASE: self._lease, LEASE_END: self._lease_end, RESULT: self._result}
         )
-        scheduler.handlers.update({HELLO: self._hello, STATS: self._stats})
+        scheduler.handlers.update({HELLO: self._hello, GOODBYE: self._goodbye, STATS: self._stats})
         self._worker_metrics = scheduler.cumulative_worker_metrics
         self._all_tasks = scheduler.tasks
         self._clients = scheduler.clients
@@ -340,6 +341,15 @@ class StoreLifetimes(SchedulerPlugin):
             "store": next(iter(self._offers.values()), None),
             "group": self.group,
         }
+
+    async def _goodbye(self, client: str) -> None:
+        """Return once what only this client, which is closing, has needed is evicted."""
+        while client in self._clients:
+            await asyncio.sleep(0.005)
+        if self._evicting is not None:
+            await asyncio.shield(self._evicting)
+        with contextlib.suppress(RuntimeError):  # closed: everything is evicted
+            await asyncio.get_running_loop().run_in_executor(self._pool, bool)  # after sweeps
 
     async def _stats(self) -> dict[str, int]:
         return {

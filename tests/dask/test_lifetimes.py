@@ -253,6 +253,22 @@ class TestCluster:
         go.touch()
         del running
 
+    def test_nothing_is_left_when_a_client_has_closed(self, cluster, array, objects):
+        """So its scheduler may die, and its store be closed, at any moment from then on."""
+        with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
+            held = client.map(add_one, [array, array + 1], ps_results="durable")
+            client.gather(held)
+            assert len(objects) == 4
+        assert len(objects) == 0
+
+    def test_the_needs_of_others_do_not_keep_a_client_from_closing(self, cluster, array, objects):
+        with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            held = other.submit(total, array)
+            with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
+                assert client.submit(total, array + 1).result() == array.sum() + len(array)
+            assert len(objects) == 1
+            assert held.result() == array.sum()
+
     def test_client_that_is_killed(self, cluster, array, objects, wait_until):
         code = f"""
 import time
