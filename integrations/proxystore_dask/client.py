@@ -25,6 +25,7 @@ from distributed import Future, get_worker, rpc, wait
 from distributed.comm.addressing import get_address_host, parse_address
 
 from proxystore.store import Store, StoreConfig
+from proxystore.utils._process import is_dead
 from proxystore.workflow import (
     Ledger,
     Packer,
@@ -57,13 +58,22 @@ from proxystore_dask.results import (
 )
 from proxystore_dask.rewriting import rewrite
 from proxystore_dask.scattering import Parts, pack_values, parts
-from proxystore_dask.scheduler_plugin import GOODBYE, HELLO, PROTOCOL, StoreLifetimes
+from proxystore_dask.scheduler_plugin import (
+    COMPANY,
+    FIND,
+    GOODBYE,
+    HELLO,
+    PROTOCOL,
+    StoreLifetimes,
+)
 from proxystore_dask.stats import StoreStats, stats_html
 
 logger = logging.getLogger(__name__)
 
-# How long a client that closes waits for the eviction of what it leaves.
+# How long a client that closes waits for the eviction of what it leaves; and one that is about to
+# store something, to hear whether it is there.
 _SECONDS_TO_EVICT = 2
+_SECONDS_TO_FIND = 2
 
 T = TypeVar("T")
 StoreSpec = Store[Any] | StoreConfig | str | os.PathLike[str]
@@ -81,8 +91,13 @@ class _Backing:
             if target is not None:
                 _dask.send(target, message)
 
+        def ask(digest: str, lease: str) -> Ref | None:
+            target = reference()
+            return None if target is None else _found(target, place, digest, lease)
+
+        place = pickle.dumps(store.config())
         self.store = store
-        self.leases = Leases(store, send)
+        self.leases = Leases(store, send, ask)
         self.threshold = threshold
         self.packer = self.new_packer(self.leases.ledger)
 
@@ -90,6 +105,39 @@ class _Backing:
         """A packer that stores by this ledger."""
         as_ledger = cast(Ledger, ledger)  # of which a packer uses what promises have, too
         return Packer(as_ledger, threshold=self.threshold, is_native=is_native, carries=carries)
+
+
+def _clear(store: Store[Any], refs: Collection[Ref], prefixes: Collection[str]) -> None:
+    """Evict in the place of a scheduler that is dead."""
+    try:
+        for ref in refs:
+            ref.evict()
+        for prefix in prefixes:
+            sweep(store, prefix)
+    except Exception:
+        logger.exception("Could not evict from %r what the scheduler has left", store.connector)
+
+
+def _found(client: DaskClient, place: bytes, digest: str, lease: str) -> Ref | None:
+    """What the scheduler has leased to a client; None also if it is not to be had in time."""
+
+    async def find() -> bytes | None:
+        asked = getattr(client.scheduler, FIND)(
+            digest=digest, place=place, client=client.id, lease=lease
+        )
+        found: bytes | None = await asyncio.wait_for(asked, _SECONDS_TO_FIND)
+        return found
+
+    if client.asynchronous:  # in its event loop, which cannot wait for itself
+        return None
+    try:
+        loop: Any = client.loop
+        asked = asyncio.run_coroutine_threadsafe(find(), loop.asyncio_loop)
+        found = asked.result(_SECONDS_TO_FIND + 1)
+    except Exception as error:  # noqa: BLE001 - then it is stored once more
+        logger.info("the scheduler has not said whether it knows an object: %r", error)
+        return None
+    return None if found is None else pickle.loads(found)
 
 
 class Client(_dask.HookedClient):
@@ -135,6 +183,7 @@ class Client(_dask.HookedClient):
     _ps_in_task: bool
     _ps_in_thread: threading.local
     _ps_prefetch: int
+    _ps_process: str
     _ps_results: Results | None
     _ps_stored: StoredKeys
     _ps_threshold: int
@@ -176,6 +225,7 @@ class Client(_dask.HookedClient):
         self._ps_stored = StoredKeys(self)
         self._ps_outbox = Outbox()
         self._ps_group = None
+        self._ps_process = ""
         self._ps_warned = False
         self._ps = None  # without a store of the user's it depends on the cluster where ours is
         spec = setting("store", store)
@@ -619,6 +669,7 @@ class Client(_dask.HookedClient):
         assert self._ps is not None
         leases = self._ps.leases
         leases.prefix = str(uuid.uuid4())
+        self.subscribe_topic(COMPANY, self._ps_company)
         # What is left of tasks of a scheduler that is gone, the next one evicts: it knows which
         # tasks were on their way in between, with names of before.
         await self._ps_hello(
@@ -632,7 +683,9 @@ class Client(_dask.HookedClient):
         try:
             pickled = pickle.dumps(probe)
             reply = await self._ps_hello(
-                probe=pickled, offered_by=None if self._ps_in_task else self.id
+                client=self.id,
+                probe=pickled,
+                offered_by=None if self._ps_in_task else self.id,
             )
             answers = {} if self._ps_in_task else await self._ps_ask_workers(pickled)
         finally:
@@ -640,10 +693,17 @@ class Client(_dask.HookedClient):
         check(store, answers)
         reachable = reply.get("protocol") == PROTOCOL and bool(reply.get("reachable"))
         before, self._ps_group = self._ps_group, reply["group"] if reachable else None
+        leases.has_company = bool(reply.get("company"))
+        self._ps_process = str(reply.get("process", ""))
         self._ps_anew = before is not None and before != self._ps_group
         if before is not None and not reachable:
             await loop.run_in_executor(None, sweep, store, before)
         return reachable
+
+    def _ps_company(self, event: Any) -> None:
+        _, said = event
+        if self._ps is not None and self.id in said["clients"]:
+            self._ps.leases.has_company = True
 
     async def _ps_ask_workers(self, probe: bytes) -> Any:
         seconds = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
@@ -686,10 +746,16 @@ class Client(_dask.HookedClient):
     async def _ps_closed(self, scheduler: str | None) -> None:
         if self._ps is None:
             return
-        lifetimes = self._ps.leases.lifetimes
-        unheard = self._ps.leases.close()
+        leases = self._ps.leases
+        lifetimes = leases.lifetimes
+        unheard = leases.close()
         if scheduler is not None and lifetimes is Lifetimes.GRAPH and not self._ps_in_task:
             await self._ps_cleared(scheduler)
+        if self._ps_group is not None and is_dead(self._ps_process):
+            loop = asyncio.get_running_loop()
+            prefixes = (leases.prefix, self._ps_group)
+            await loop.run_in_executor(None, _clear, self._ps.store, unheard, prefixes)
+            return
         if unheard:
             logger.warning(
                 "%d objects may be left in %r: the client closed while its scheduler was out of "

@@ -50,12 +50,29 @@ class Leases:
     Args:
         store: Where objects go.
         send: Queues a message to the scheduler, in order with the graphs; must not block.
+        ask: Has the scheduler lease an object of a digest to the owner that is named, if it
+            knows one in this store: waits for the answer, a reference or None.
     """
 
-    def __init__(self, store: Store[Any], send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        store: Store[Any],
+        send: Callable[[dict[str, Any]], None],
+        ask: Callable[[str, str], Ref | None],
+    ) -> None:
         self.ledger = Ledger(
-            store, on_stored=self._opened, on_unneeded=self._ended, name=self._name
+            store,
+            on_stored=self._opened,
+            on_unneeded=self._ended,
+            name=self._name,
+            find=self._find,
         )
+        # Whether others store in the same place: only then somebody may have the same content.
+        self.has_company = False
+        self._ask = ask
+        # Names of leases on what others have stored, by the identity of their references. They
+        # come from another connection, so the end of an older lease may be heard after them.
+        self._found: dict[int, str] = {}
         # Another one for each connection: the scheduler may be looking for what is left of the
         # last one while this one stores already.
         self.prefix = str(uuid.uuid4())
@@ -155,6 +172,19 @@ class Leases:
             ref.evict()
         return tuple(unheard.values())
 
+    def _find(self, digest: str) -> Ref | None:
+        """An object of this content that another client has stored, leased to this one."""
+        prefix = self.prefix
+        if not self.has_company or self._lifetimes is not Lifetimes.GRAPH:
+            return None
+        lease = f"{prefix}.{next(self._numbers)}"
+        ref = self._ask(digest, lease)
+        with self._lock:
+            if ref is None or self.prefix != prefix:  # another scheduler, perhaps
+                return None
+            self._found[id(ref)] = lease
+        return ref
+
     def _opened(self, ref: Ref) -> None:
         self._tell(LEASE, ref)
 
@@ -170,8 +200,10 @@ class Leases:
 
     def _deliver(self, op: str, ref: Ref) -> None:
         if self._lifetimes is Lifetimes.GRAPH:
+            lease = self._found.get(id(ref), "")
             if op == LEASE_END:
                 self._past.append(ref)
-            self._send({"op": op, "ref": pickle.dumps(ref)})
+                self._found.pop(id(ref), None)
+            self._send({"op": op, "ref": pickle.dumps(ref), "lease": lease})
         elif op == LEASE_END:
             self._left.append(ref)

@@ -5,10 +5,11 @@ Rules of this file:
 * An object is needed while a *task* mentions it: from the graph's arrival until the scheduler has
   forgotten the task. "Released" is too early (a lost result is recomputed), "finished" far too
   early.
-* An object is needed while its client holds a *lease* on it: from before the graph is sent until
-  no future made from the object is left in that client. Leases bridge the time between put and
-  graph, and cover an object that no task ever mentions because the scheduler already knew the
-  task's key.
+* An object is needed while a client holds a *lease* on it: from before the graph is sent until no
+  future made from the object is left in that client. A client that is about to store the same
+  content asks first, if it is not alone, and gets a lease on what is there. Leases bridge the time
+  between put and graph, and cover an object that no task ever mentions because the scheduler
+  already knew the task's key.
 * A result that a worker has left in the store is needed as long as Dask keeps the result. If a task
   has taken it without fetching it, that task's own result may hold the proxy: then until no task
   is left that depends on it, that is, until it is forgotten.
@@ -40,6 +41,7 @@ from distributed.protocol.serialize import deserialize
 
 from proxystore.store import Store, StoreConfig, get_or_create_store
 from proxystore.store.config import ConnectorConfig
+from proxystore.utils._process import identity
 from proxystore.workflow import Ref, RefId, store_object, sweep
 from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
@@ -61,7 +63,10 @@ PACKAGE = "proxystore_dask"
 LEASE = "proxystore-lease"
 LEASE_END = "proxystore-lease-end"
 HELLO = "proxystore_hello"
+FIND = "proxystore_find"
 GOODBYE = "proxystore_goodbye"
+# The event for clients that hear that they are not the only ones in their store.
+COMPANY = "proxystore-company"
 STATS = "proxystore_stats"
 
 # Seconds from the end of the need to the eviction. Futures are dropped by the dozen, which makes a
@@ -110,7 +115,9 @@ class StoreLifetimes(SchedulerPlugin):
         self._objects: dict[RefId, Ref] = {}
         self._tasks: dict[RefId, set[Key]] = {}
         self._mentions: dict[Key, tuple[RefId, ...]] = {}
-        self._leases: dict[RefId, str] = {}
+        # Each with the client's id, and a name if the client has not stored the object itself.
+        self._leases: dict[RefId, set[tuple[str, str]]] = {}
+        self._digests: dict[tuple[str, str], RefId] = {}
         # Of tasks that are running or in memory; more than one only if a task has run again.
         self._results: dict[Key, list[Ref]] = {}
         # Of tasks whose results Dask has dropped, and others may hold.
@@ -128,8 +135,9 @@ class StoreLifetimes(SchedulerPlugin):
         # Of workers that have joined, by their addresses.
         self._checking: dict[str, asyncio.Task[None]] = {}
         self._offers: dict[str, bytes | None] = {}
-        # How the names of a client's objects begin, by its id.
+        # How the names of a client's objects begin, and where they are, by its id.
         self._prefixes: dict[str, str] = {}
+        self._places: dict[str, StoreConfig] = {}
         # By configuration. A store is looked up when a client first speaks of it: it may be that
         # client's own, in this process, and the user may close it before the last eviction. To
         # look it up then would make it anew, directory and all.
@@ -144,12 +152,17 @@ class StoreLifetimes(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Listen to clients, and take up the tasks that are there already."""
         self._closing = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="proxystore-evict")
         scheduler.stream_handlers.update(
             {LEASE: self._lease, LEASE_END: self._lease_end, RESULT: self._result}
         )
-        scheduler.handlers.update({HELLO: self._hello, GOODBYE: self._goodbye, STATS: self._stats})
+        scheduler.handlers.update(
+            {HELLO: self._hello, FIND: self._find, GOODBYE: self._goodbye, STATS: self._stats}
+        )
         self._worker_metrics = scheduler.cumulative_worker_metrics
+        self._log_event = scheduler.log_event
+        self._subscribe = scheduler.subscribe_topic
         self._all_tasks = scheduler.tasks
         self._clients = scheduler.clients
         for task in scheduler.tasks.values():
@@ -167,6 +180,7 @@ class StoreLifetimes(SchedulerPlugin):
         while self._shown:
             self._shown.pop()()
         self._closing.set()
+        self._hurried.set()
         if self._sweeping is not None:
             self._sweeping.cancel()
         if self._checking:
@@ -217,9 +231,15 @@ class StoreLifetimes(SchedulerPlugin):
         prefix = self._prefixes.pop(client, None)
         if prefix is not None:
             self._sweep_soon(prefix)  # what it has stored, and died before it could say so
-        for ident in [ident for ident, owner in self._leases.items() if owner == client]:
-            del self._leases[ident]
-            self._settle(ident)
+        self._places.pop(client, None)
+        ended = [
+            (ident, lease)
+            for ident, leases in self._leases.items()
+            for lease in leases
+            if lease[0] == client
+        ]
+        for ident, lease in ended:
+            self._end(ident, lease)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Note what the worker's results will be called."""
@@ -289,18 +309,43 @@ class StoreLifetimes(SchedulerPlugin):
         else:
             self._results.setdefault(key, []).append(made)
 
-    def _lease(self, ref: bytes, client: str, **kwargs: Any) -> None:
+    def _lease(self, ref: bytes, client: str, lease: str = "", **kwargs: Any) -> None:
         leased: Ref = pickle.loads(ref)
         self._learn(leased)
-        self._leases[leased.id] = client
+        self._leases.setdefault(leased.id, set()).add((client, lease))
 
-    def _lease_end(self, ref: bytes, client: str, **kwargs: Any) -> None:
+    def _lease_end(self, ref: bytes, client: str, lease: str = "", **kwargs: Any) -> None:
         leased: Ref = pickle.loads(ref)
         # After a lost connection a client may end a lease that is news to us.
         self._learn(leased)
-        if self._leases.get(leased.id) == client:
-            del self._leases[leased.id]
-        self._settle(leased.id)
+        self._end(leased.id, (client, lease))
+
+    def _end(self, ident: RefId, lease: tuple[str, str]) -> None:
+        leases = self._leases.get(ident, set())
+        leases.discard(lease)
+        if not leases:
+            self._leases.pop(ident, None)
+            self._settle(ident)
+
+    # Never awaits anything: between finding an object and leasing it, it could be evicted.
+    async def _find(self, digest: str, place: bytes, client: str, lease: str) -> bytes | None:
+        """Lease an object of this content to a client.
+
+        Args:
+            digest: As `Ref.digest`.
+            place: The configuration of the store where it has to be.
+            client: The client's id.
+            lease: The name of the lease.
+
+        Returns:
+            The reference; None if there is none, or the client is gone.
+        """
+        config: StoreConfig = pickle.loads(place)
+        ref = self._objects.get(self._digests.get((config.name, digest), ()))
+        if ref is None or ref.factory.store_config != config or client not in self._clients:
+            return None
+        self._leases.setdefault(ref.id, set()).add((client, lease))
+        return pickle.dumps(ref)
 
     async def _hello(
         self,
@@ -327,6 +372,12 @@ class StoreLifetimes(SchedulerPlugin):
         if client in self._clients and prefix:
             self._prefixes[client] = prefix
             await loop.run_in_executor(self._pool, self._can_open, place)
+            with contextlib.suppress(Exception):  # not from here, and said already
+                self._places[client] = pickle.loads(place)
+            # Its own subscription comes another way, and perhaps after the next client.
+            self._subscribe(COMPANY, client)
+            if self._company(client):
+                self._log_event(COMPANY, {"clients": self._company(client)})
             if former and former not in self._groups:
                 self._groups.add(former)
                 self._sweep_groups_soon()
@@ -340,13 +391,23 @@ class StoreLifetimes(SchedulerPlugin):
             "reachable": reachable,
             "store": next(iter(self._offers.values()), None),
             "group": self.group,
+            "company": bool(self._company(client)),
+            "process": identity(),
         }
+
+    def _company(self, client: str | None) -> list[str]:
+        """The clients that store in the same place, this one among them; none if it is alone."""
+        place = self._places.get(client or "")
+        clients = [other for other, config in self._places.items() if config == place]
+        return clients if len(clients) > 1 else []
 
     async def _goodbye(self, client: str) -> None:
         """Return once what only this client, which is closing, has needed is evicted."""
         while client in self._clients:
             await asyncio.sleep(0.005)
         if self._evicting is not None:
+            await asyncio.sleep(0.01)  # its tasks are cancelled where they wait to be run
+            self._hurried.set()
             await asyncio.shield(self._evicting)
         with contextlib.suppress(RuntimeError):  # closed: everything is evicted
             await asyncio.get_running_loop().run_in_executor(self._pool, bool)  # after sweeps
@@ -430,6 +491,8 @@ class StoreLifetimes(SchedulerPlugin):
     def _learn(self, ref: Ref) -> None:
         if ref.id not in self._objects:
             self._objects[ref.id] = ref
+            if ref.digest:
+                self._digests[ref.id[0], ref.digest] = ref.id
             self.figures.put(ref)
 
     def _settle(self, ident: RefId) -> None:
@@ -438,6 +501,8 @@ class StoreLifetimes(SchedulerPlugin):
             return
         ref = self._objects.pop(ident, None)
         if ref is not None:
+            if self._digests.get((ident[0], ref.digest)) == ident:
+                del self._digests[ident[0], ref.digest]
             self._evict_soon([ref])
 
     def _drop_results(self, key: Key) -> None:
@@ -480,6 +545,7 @@ class StoreLifetimes(SchedulerPlugin):
         self._mentions.clear()
         self._tasks.clear()
         self._leases.clear()
+        self._digests.clear()
         self.figures.prefixes.clear()
         refs = list(self._objects.values())
         self._objects.clear()
@@ -498,7 +564,9 @@ class StoreLifetimes(SchedulerPlugin):
         try:
             while self._doomed:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), LINGER)
+                    await asyncio.wait_for(self._hurried.wait(), LINGER)
+                if not self._closing.is_set():
+                    self._hurried.clear()
                 batch, self._doomed = self._doomed, []
                 try:
                     failed = await loop.run_in_executor(self._pool, self._evict_batch, batch)

@@ -83,6 +83,74 @@ class TestOnce:
         assert client.ps_stats().puts == 1
 
 
+class TestOnceForSeveralClients:
+    @pytest.fixture
+    def other(self, client, objects):
+        with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            yield other
+
+    def test_in_either_direction(self, client, other, array, objects, wait_until):
+        mine = client.submit(total, array)
+        assert mine.result() == array.sum()
+        theirs = other.submit(total, array.copy(), pure=False)
+        assert theirs.result() == array.sum()
+        assert len(objects) == 1
+        wait_until(lambda: client._ps.leases.has_company)
+        also_theirs = other.submit(total, array + 1)
+        assert also_theirs.result() == (array + 1).sum()
+        also_mine = client.submit(total, array + 1, pure=False)
+        assert also_mine.result() == (array + 1).sum()
+        assert (client.ps_stats().puts, other.ps_stats().puts) == (1, 1)
+        assert len(objects) == 2
+
+    def test_it_stays_until_the_last_one_needs_it_no_more(self, client, other, array, objects):
+        mine = client.submit(total, array)
+        mine.result()
+        theirs = other.submit(identity, array.copy(), pure=False)
+        del mine
+        gc.collect()
+        assert (theirs.result() == array).all()
+        assert other.submit(total, array).result() == array.sum()
+        assert other.ps_stats().puts == 0
+        del theirs
+        objects.wait_until_empty()
+        assert other.submit(total, array, pure=False).result() == array.sum()
+        assert other.ps_stats().puts == 1
+
+    def test_who_has_stored_it_closes(self, client, array, objects, wait_until):
+        with Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            theirs = other.submit(total, array)
+            theirs.result()
+            wait_until(lambda: client._ps.leases.has_company)
+            mine = client.submit(identity, array)
+            assert client.ps_stats().puts == 0
+        assert (client.submit(identity, mine).result() == array).all()
+        del mine
+
+    def test_ends_of_older_leases_may_be_heard_later(self, client, other, array, objects, at_once):
+        """They go another way than what is asked."""
+        held = client.submit(total, array)
+        held.result()
+
+        def again(i: int) -> None:
+            for j in range(20):
+                assert other.submit(total, array, i, j).result() == array.sum() + i + j
+
+        at_once(*(lambda i=i: again(i) for i in range(4)))
+        assert other.ps_stats().puts == 0
+        del held
+
+    def test_in_other_stores_there_is_nothing_to_share(self, client, array, tmp_path):
+        with (
+            Store("elsewhere", FileConnector(tmp_path / "elsewhere")) as store,
+            Client(client.cluster, ps_store=store, ps_threshold="50 kB") as other,
+        ):
+            mine = client.submit(total, array)
+            assert other.submit(total, array, pure=False).result() == mine.result()
+            assert (client.ps_stats().puts, other.ps_stats().puts) == (1, 1)
+            del mine
+
+
 class TestEnd:
     """Every way a task can end."""
 
@@ -408,7 +476,7 @@ def _forgets_after_firing(dask_scheduler: Any) -> bool:
 
 
 def test_a_forked_child_stores_nothing_over_what_its_parent_has_stored(objects):
-    leases = Leases(objects.store, lambda message: None)
+    leases = Leases(objects.store, lambda message: None, lambda *asked: None)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")
     child = context.Process(target=_store_in_child, args=(leases, sender))

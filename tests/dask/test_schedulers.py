@@ -16,12 +16,15 @@ from typing import Any
 import dask_tasks
 import numpy as np
 import pytest
-from dask_tasks import total
-from distributed import LocalCluster
+from dask_tasks import add_one, total
+from distributed import LocalCluster, wait
 
 from proxystore_dask import Client, StoreLifetimes
 
 pytestmark = pytest.mark.dask
+
+# Results that workers leave in the store.
+STORED = ("large", "durable")
 
 SEARCH_PATH = str(Path(dask_tasks.__file__).parent)
 
@@ -141,13 +144,30 @@ class TestInAProcessOfItsOwn:
             assert again.result() == array.sum()
             assert client.ps_stats().puts == 2
 
+    def test_a_client_that_closes_after_it_evicts_what_is_left(
+        self, processes, objects, array, wait_until
+    ):
+        """Results of tasks, too: nobody else will, and nobody can need them."""
+        processes.start_scheduler()
+        processes.start_worker()
+        client = Client(
+            processes.address, ps_store=objects.store, ps_threshold="50 kB", timeout="2 s"
+        )
+        wait([client.submit(add_one, array + i, ps_results=of) for i, of in enumerate(STORED)])
+        assert len(objects) >= len(STORED)
+        processes.kill_scheduler()
+        wait_until(lambda: client.status == "closed", timeout=30)
+        assert len(objects) == 0
+
     def test_a_client_that_closes_after_it_says_what_may_be_left(
         self, processes, objects, array, wait_until, caplog
     ):
+        """Where nobody can say for sure that it is dead: it runs on another host."""
         processes.start_scheduler()
         client = Client(
             processes.address, ps_store=objects.store, ps_threshold="50 kB", timeout="2 s"
         )
+        client._ps_process = "elsewhere 7d1c pid:[1] 1 1"
         future = client.submit(total, array)
         wait_until(lambda: len(objects) == 1)
         processes.kill_scheduler()
@@ -156,6 +176,22 @@ class TestInAProcessOfItsOwn:
         assert future.cancelled()
         for ref in objects.directory.iterdir():
             ref.unlink()
+
+    def test_its_death_while_a_client_closes(self, processes, objects, array, monkeypatch):
+        processes.start_scheduler()
+        processes.start_worker()
+        goodbye = Client._ps_cleared
+
+        async def then(self, scheduler):
+            processes.kill_scheduler()
+            await goodbye(self, scheduler)
+
+        monkeypatch.setattr(Client, "_ps_cleared", then)
+        with Client(
+            processes.address, ps_store=objects.store, ps_threshold="50 kB", timeout="2 s"
+        ) as client:
+            wait([client.submit(add_one, array + i, ps_results=of) for i, of in enumerate(STORED)])
+        assert len(objects) == 0
 
 
 class TestConnections:

@@ -112,6 +112,9 @@ class Ledger:
             that whoever survives this process can find what it has stored and told nobody
             of; called in any thread. None: names of the connector's own, as with a connector
             that has no names.
+        find: Called with the digest of content that is not here, in the thread that wants it.
+            Returns an object of this content that somebody else has stored, and that stays
+            until it is reported as unneeded here too; or None.
     """
 
     def __init__(
@@ -121,9 +124,11 @@ class Ledger:
         on_stored: Callable[[Ref], None] | None = None,
         on_unneeded: Callable[[Ref], None] | None = None,
         name: Callable[[], str | None] | None = None,
+        find: Callable[[str], Ref | None] | None = None,
     ) -> None:
         self.store = store
         self._name = name if isinstance(store.connector, EnumerableConnector) else None
+        self._find = find
         self._on_stored = on_stored
         self._on_unneeded = on_unneeded or Ref.evict
         self._start_afresh()
@@ -181,7 +186,8 @@ class Ledger:
                     break
             arriving.result()  # then look again: the first one may have failed
         try:
-            return self._store(data, digest, type_name)
+            found = None if self._find is None else self._find(digest)
+            return self._store(data, digest, type_name) if found is None else self._take(found)
         finally:
             with self._lock:
                 arrived = self._arriving.pop(digest)
@@ -222,6 +228,17 @@ class Ledger:
                     self._by_digest[digest] = entry
                 return self._hold(entry)
         self._unneeded(ref)  # closed meanwhile: nobody else would give it up
+        raise self._is_closed()
+
+    def _take(self, ref: Ref) -> Hold:
+        with self._lock:
+            if not self._closed:
+                self._stats = replace(self._stats, reused=self._stats.reused + 1)
+                entry = _Entry(ref, ref.digest)
+                self._by_id[ref.id] = entry
+                self._by_digest[ref.digest] = entry
+                return self._hold(entry)
+        self._unneeded(ref)  # closed meanwhile
         raise self._is_closed()
 
     def adopt(self, ref: Ref) -> Hold:
