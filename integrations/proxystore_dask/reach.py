@@ -7,10 +7,16 @@ import pickle
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from distributed.protocol.pickle import dumps
+from distributed.protocol.serialize import deserialize
 
 from proxystore.store import Store
 from proxystore.workflow import Ref
+
+if TYPE_CHECKING:
+    from distributed.scheduler import Scheduler
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
@@ -48,6 +54,26 @@ def see(probe: bytes) -> tuple[str, str]:
     except Exception as error:  # noqa: BLE001 - any of a store's own errors; all are told
         return host, f"on {host}: {type(error).__name__}: {error}"
     return host, ""
+
+
+async def asked(scheduler: Scheduler, worker: str, probe: Ref) -> dict[str, Any]:
+    """What `see` returns on a worker, by its address; nothing if it does not answer.
+
+    As `Client.run` does it, from the scheduler.
+    """
+    message = {
+        "op": "run",
+        "function": dumps(see),
+        "args": dumps((pickle.dumps(probe),)),
+        "kwargs": dumps({}),
+        "wait": True,
+    }
+    answers = await scheduler.broadcast(msg=message, workers=[worker], on_error="ignore")
+    return {
+        address: deserialize(answer["result"].header, answer["result"].frames)
+        for address, answer in answers.items()
+        if answer["status"] == "OK"
+    }
 
 
 def check(store: Store[Any], answers: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import pickle
 import uuid
@@ -36,8 +37,6 @@ from typing import TYPE_CHECKING, Any
 import dask
 from dask.utils import key_split, parse_timedelta
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.protocol.pickle import dumps
-from distributed.protocol.serialize import deserialize
 
 from proxystore.store import Store, StoreConfig, get_or_create_store
 from proxystore.store.config import ConnectorConfig
@@ -46,7 +45,7 @@ from proxystore.workflow import Ref, RefId, store_object, sweep
 from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
-from proxystore_dask.reach import StoreUnreachableError, check, see
+from proxystore_dask.reach import StoreUnreachableError, asked, check
 from proxystore_dask.results import RESULT, kept_result, tag, takes_as_it_is
 
 if TYPE_CHECKING:
@@ -72,10 +71,6 @@ STATS = "proxystore_stats"
 # Seconds from the end of the need to the eviction. Futures are dropped by the dozen, which makes a
 # batch; and workers first hear that the tasks are cancelled, else they log errors of some of them.
 LINGER = 0.1
-
-
-# What the names of our own objects have where those of results have their worker's tag.
-PROBE = "probe"
 
 
 class _Wanted:
@@ -247,7 +242,7 @@ class StoreLifetimes(SchedulerPlugin):
         if self._stores:
             checking = asyncio.ensure_future(self._check_worker(scheduler, worker))
             self._checking[worker] = checking
-            checking.add_done_callback(lambda _: self._checking.pop(worker, None))
+            checking.add_done_callback(functools.partial(self._checked, worker))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Evict what a worker has stored and not told of."""
@@ -259,6 +254,10 @@ class StoreLifetimes(SchedulerPlugin):
             self._suspects.update(self._kept)
             self._sweep_groups_soon()
 
+    def _checked(self, worker: str, checking: asyncio.Task[None]) -> None:
+        if self._checking.get(worker) is checking:
+            del self._checking[worker]
+
     async def _check_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Say so if a new worker cannot reach the stores that clients use."""
         loop = asyncio.get_running_loop()
@@ -267,23 +266,10 @@ class StoreLifetimes(SchedulerPlugin):
         for store in list(self._stores.values()):
             probe = None
             try:
-                probe = await loop.run_in_executor(self._pool, self._probe, store)
-                message = {
-                    "op": "run",
-                    "function": dumps(see),
-                    "args": dumps((pickle.dumps(probe),)),
-                    "kwargs": dumps({}),
-                    "wait": True,
-                }
-                answers = await asyncio.wait_for(
-                    scheduler.broadcast(msg=message, workers=[worker], on_error="ignore"), seconds
+                probe = await loop.run_in_executor(
+                    self._pool, self._probe, store, self._tags[worker]
                 )
-                seen = {
-                    address: deserialize(answer["result"].header, answer["result"].frames)
-                    for address, answer in answers.items()
-                    if answer["status"] == "OK"
-                }
-                check(store, seen)
+                check(store, await asyncio.wait_for(asked(scheduler, worker, probe), seconds))
             except StoreUnreachableError as error:
                 logger.error("A worker has joined that cannot run tasks of all clients: %s", error)
                 scheduler.log_event("warn", str(error))  # which every client shows
@@ -534,7 +520,7 @@ class StoreLifetimes(SchedulerPlugin):
         # a worker before it runs a task, a task before it has a result. Each copy is made in one
         # step, whatever the event loop does meanwhile.
         kept = {ref.id for ref in tuple(self._kept.values())}
-        return _Wanted(kept.union(tuple(self._objects)), {PROBE, *tuple(self._tags.values())})
+        return _Wanted(kept.union(tuple(self._objects)), frozenset(tuple(self._tags.values())))
 
     def forget_all(self) -> None:
         """Evict every object this plugin knows of."""
@@ -580,10 +566,10 @@ class StoreLifetimes(SchedulerPlugin):
 
     # ------------------------------------------------------- what runs in the plugin's thread
 
-    def _probe(self, store: Store[Any]) -> Ref:
-        # By its name it is found if the scheduler closes before a worker has answered.
+    def _probe(self, store: Store[Any], tag: str) -> Ref:
+        # Named as a result of the worker that is asked, and swept like one if that dies.
         try:
-            return store_object(store, PACKAGE, name=f"{self.group}.{PROBE}-{uuid.uuid4()}")
+            return store_object(store, PACKAGE, name=f"{self.group}.{tag}-probe-{uuid.uuid4()}")
         except NotImplementedError:  # a connector without names
             return store_object(store, PACKAGE)
 

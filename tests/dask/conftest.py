@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ IMPORTABLE = Path(__file__).parent / "importable"
 sys.path.insert(0, str(IMPORTABLE))
 
 from dask_tasks import TracingConnector
-from distributed import LocalCluster
+from distributed import LocalCluster, Status
 
 from proxystore.store import Store, unregister_store
 from proxystore_dask import Client
@@ -79,7 +80,7 @@ def objects(tmp_path: Path) -> Iterator[Objects]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
+def module_cluster() -> Iterator[LocalCluster]:
     with LocalCluster(
         n_workers=2,
         threads_per_worker=2,
@@ -91,8 +92,29 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture
+def cluster(module_cluster: LocalCluster) -> LocalCluster:
+    """One of two workers, wherever they were killed before."""
+    wait_for_nannies(module_cluster)
+    return module_cluster
+
+
+def wait_for_nannies(cluster: LocalCluster) -> None:
+    """Return once each worker of a cluster is there, and may be killed.
+
+    A nanny does not survive the death of a worker that it is still starting (distributed 2026.8,
+    plain): the worker never comes back.
+    """
+    nannies = cluster.workers.values()
+    wait_until(lambda: all(_has_started(nanny) for nanny in nannies), timeout=30)
+    cluster.wait_for_workers(len(nannies), timeout=30)
+
+
+def _has_started(nanny: Any) -> bool:
+    return nanny.process is not None and nanny.process.status == Status.running
+
+
+@pytest.fixture
 def client(cluster: LocalCluster, objects: Objects) -> Iterator[Client]:
-    cluster.wait_for_workers(2, timeout=30)
     with Client(cluster, ps_store=objects.store, ps_threshold=THRESHOLD) as client:
         yield client
 
@@ -105,6 +127,8 @@ def array() -> np.ndarray:
 
 def kill_worker(client: Client, address: str) -> None:
     """SIGKILL a worker; its nanny starts another one. Returns once the scheduler has noticed."""
+    if isinstance(client.cluster, LocalCluster):
+        wait_for_nannies(client.cluster)
     pid = client.run(os.getpid, workers=[address])[address]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: address not in client.scheduler_info()["workers"])

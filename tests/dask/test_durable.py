@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
 
 @pytest.fixture
 def durable(cluster: LocalCluster, objects: Any) -> Any:
-    cluster.wait_for_workers(2, timeout=30)
     with Client(
         cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results="durable"
     ) as client:
@@ -132,7 +131,6 @@ class TestNothingRunsAgain:
         assert runs() == ["made"]
 
     def test_of_an_asynchronous_client(self, cluster, objects, array, runs):
-        cluster.wait_for_workers(2, timeout=30)
 
         async def main() -> None:
             async with Client(
@@ -307,7 +305,6 @@ class TestSettings:
         assert runs() == ["A"]
 
     def test_configuration(self, cluster, objects, runs, kill_holders):
-        cluster.wait_for_workers(2, timeout=30)
         with (
             dask.config.set({"proxystore.results": "durable"}),
             Client(cluster, ps_store=objects.store) as client,

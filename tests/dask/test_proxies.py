@@ -76,7 +76,6 @@ def test_a_local_scheduler_takes_proxies(store, array):
 
 @pytest.fixture
 def plain(cluster):
-    cluster.wait_for_workers(2, timeout=30)
     with Client(cluster) as client:
         yield client
 

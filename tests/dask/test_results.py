@@ -40,7 +40,6 @@ pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
 
 @pytest.fixture
 def storing(cluster: LocalCluster, objects: Any) -> Any:
-    cluster.wait_for_workers(2, timeout=30)
     with Client(
         cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results="large"
     ) as client:
