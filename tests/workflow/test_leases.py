@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+import time
 import uuid
 
 import numpy as np
@@ -195,6 +196,41 @@ def test_a_forked_child_gives_up_nothing_of_its_parent(tmp_path):
         assert hold.ref.resolve() == "the parent's"
         ledger.close()
     store.close()
+
+
+def test_a_closed_ledger_keeps_nobody_waiting(store):
+    ledger = Ledger(store)
+    hold = ledger.hold("an object")
+    ledger.close()
+    hold.release()
+    start = time.monotonic()
+    assert ledger.flush(timeout=30)
+    assert time.monotonic() - start < 10
+
+
+def test_what_others_have_stored_is_found_and_given_back(store):
+    theirs = store_object(store, [1, 2, 3])
+    asked, given_back = [], []
+
+    def find(digest):
+        asked.append(digest)
+        return theirs if digest == theirs.digest else None
+
+    ledger = Ledger(store, on_unneeded=given_back.append, find=find)
+    holds = [ledger.hold([1, 2, 3]), ledger.hold([1, 2, 3])]
+    assert [hold.ref for hold in holds] == [theirs, theirs]
+    assert asked == [theirs.digest], "once"
+    assert (ledger.stats.puts, ledger.stats.reused) == (0, 2)
+    ours = ledger.hold("ours")
+    assert ledger.stats.puts == 1
+    holds.pop().release()
+    assert ledger.flush()
+    assert not given_back
+    holds.pop().release()
+    assert ledger.flush()
+    assert given_back == [theirs]
+    ours.release()
+    ledger.close()
 
 
 def test_objects_with_a_common_name_are_swept(store):

@@ -8,6 +8,7 @@ graph looks like, and when a task can never run again.
 
 from __future__ import annotations
 
+from proxystore.utils._process import identity, is_dead
 from proxystore.workflow.embedded import embedded_store, open_store
 from proxystore.workflow.leases import Hold, Ledger, LedgerStats
 from proxystore.workflow.packing import Packed, Packer, UnpicklableArgumentError, unpack
@@ -26,6 +27,8 @@ __all__ = [
     "ThresholdError",
     "UnpicklableArgumentError",
     "embedded_store",
+    "identity",
+    "is_dead",
     "measure",
     "open_store",
     "parse_size",

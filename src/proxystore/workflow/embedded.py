@@ -7,6 +7,9 @@ left behind can be told from what is in use, without guessing:
     <base>/<name>         the objects
     <base>/<name>.owner   host, boot and process of the owner; locked while it lives
 
+Another process may lock it, too (`keep_embedded`), if objects are to outlive the owner. The
+last of them removes the directory.
+
 The next process that makes an embedded store in the same base removes what belongs to
 the provably dead: an owner of an earlier boot of this host, or one of this boot that
 no longer holds its lock. Records of other hosts are never touched.
@@ -61,8 +64,8 @@ def embedded_store(*, shared: bool = False) -> Store[Any]:
 
     Made, and registered, by the first call. The files are in ``/dev/shm`` if that has at
     least 1 GiB of room, else in ``$PROXYSTORE_DIR``, else in the user's cache directory.
-    They are deleted when this process exits; what a killed process has left is deleted
-    when the next one makes its store.
+    They are deleted when this process exits, unless another one keeps them; what a killed
+    process has left is deleted when the next one makes its store.
 
     Args:
         shared: Other hosts have to see the files: leave out ``/dev/shm``.
@@ -131,18 +134,26 @@ def _open_base(base: Path) -> None:
 
 
 class _Record:
-    """An owner record of this process; its lock lasts as long as the file is open."""
+    """An owner record that this process has locked; the lock lasts as long as the file is open."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self.fd = fd
+
+    def is_last(self) -> bool:
+        """Say whether nobody else has locked it; from then on nobody can."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
 
 def _write_record(base: Path, name: str) -> _Record:
     path = base / f"{name}.owner"
     aside = base / f".{name}.owner"
     fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     os.write(fd, json.dumps({**_here(), "pid": os.getpid()}).encode())
     os.rename(aside, path)  # appears locked: nobody can take it for a dead owner's
     return _Record(path, fd)
@@ -195,11 +206,63 @@ def _remove_ownerless(base: Path) -> None:
 def _close(store: Store[Any], record: _Record, pid: int) -> None:
     if pid != os.getpid():
         return
-    store.close(clear=True)
-    record.path.unlink(missing_ok=True)
+    last = record.is_last()
+    store.close(clear=last)
+    _give_up(record, last=last)
+
+
+def _give_up(record: _Record, *, last: bool) -> None:
+    if last:
+        record.path.unlink(missing_ok=True)
     os.close(record.fd)
     with contextlib.suppress(OSError):  # others are in it
         record.path.parent.rmdir()
+
+
+class Keeper:
+    """Keeps the objects of an embedded store when the process that has made it is gone."""
+
+    def __init__(self, record: _Record) -> None:
+        self._record = record
+
+    def release(self) -> None:
+        """Keep them no more: if nobody else does, they are deleted. Call it once."""
+        last = self._record.is_last()
+        if last:
+            _remove(self._record)
+        _give_up(self._record, last=last)
+
+
+def keep_embedded(store: Store[Any]) -> Keeper | None:
+    """Keep the objects of an embedded store that another process has made.
+
+    Args:
+        store: Any store, opened from a configuration that came from there.
+
+    Returns:
+        What keeps them; None if it is no embedded store, is this process's own, or was
+        removed already.
+    """
+    connector = store.connector
+    if not isinstance(connector, FileConnector):
+        return None
+    path = Path(f"{connector.store_dir}.owner")
+    if not _OURS.match(path.stem):
+        return None
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        owner = json.loads(os.read(fd, 4096))
+        is_there = os.path.samestat(os.fstat(fd), path.stat())
+        if is_there and {**_here(), "pid": os.getpid()} != owner:
+            return Keeper(_Record(path, fd))
+    except (OSError, ValueError):  # no locks here, or it was being removed
+        pass
+    os.close(fd)
+    return None
 
 
 # -- naming a store

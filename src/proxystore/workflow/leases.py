@@ -146,6 +146,7 @@ class Ledger:
         self._returned: queue.SimpleQueue[_Entry | threading.Event | None] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
         self._closed = False
+        self._reaped = False
 
     # -- taking
 
@@ -320,7 +321,8 @@ class Ledger:
             return True
         reached = threading.Event()
         self._returned.put(reached)
-        return reached.wait(timeout)
+        # Nobody reaps once the ledger is closed: what is released then was reported already.
+        return self._reaped or reached.wait(timeout)
 
     def close(self) -> None:
         """Report everything that is held, and not kept, as unneeded; then refuse new holds.
@@ -332,6 +334,7 @@ class Ledger:
                 return
             self._closed = True
         self.flush()
+        self._reaped = True
         self._returned.put(None)
         with self._lock:
             refs = [entry.ref for entry in self._by_id.values()]
