@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -25,16 +26,17 @@ from distributed import Future, get_worker, rpc, wait
 from distributed.comm.addressing import get_address_host, parse_address
 
 from proxystore.store import Store, StoreConfig
-from proxystore.utils._process import is_dead
 from proxystore.workflow import (
     Ledger,
     Packer,
     Ref,
+    is_dead,
     open_store,
     parse_size,
     size_at_least,
     sweep,
 )
+from proxystore.workflow.embedded import is_embedded
 from proxystore_dask import _dask
 from proxystore_dask.calls import pack_map, split
 from proxystore_dask.config import origin, setting
@@ -71,9 +73,10 @@ from proxystore_dask.stats import StoreStats, stats_html
 logger = logging.getLogger(__name__)
 
 # How long a client that closes waits for the eviction of what it leaves; and one that is about to
-# store something, to hear whether it is there.
+# store something, to hear whether it is there. A scheduler that is too busy to answer in time is
+# left alone for a while: it is not to hold up every call.
 _SECONDS_TO_EVICT = 2
-_SECONDS_TO_FIND = 2
+_SECONDS_TO_FIND = 0.5
 
 T = TypeVar("T")
 StoreSpec = Store[Any] | StoreConfig | str | os.PathLike[str]
@@ -107,6 +110,25 @@ class _Backing:
         return Packer(as_ledger, threshold=self.threshold, is_native=is_native, carries=carries)
 
 
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(None, function, *args)
+    except RuntimeError:  # the interpreter is exiting: threads take no work any more
+        return function(*args)
+
+
+def _count(refs: Collection[Ref]) -> int:
+    """How many objects are there, or may be."""
+    left = 0
+    for ref in refs:
+        try:
+            left += ref.exists()
+        except Exception:  # noqa: BLE001, PERF203 - whatever it is, nobody can say
+            left += 1
+    return left
+
+
 def _clear(store: Store[Any], refs: Collection[Ref], prefixes: Collection[str]) -> None:
     """Evict in the place of a scheduler that is dead."""
     try:
@@ -119,7 +141,7 @@ def _clear(store: Store[Any], refs: Collection[Ref], prefixes: Collection[str]) 
 
 
 def _found(client: DaskClient, place: bytes, digest: str, lease: str) -> Ref | None:
-    """What the scheduler has leased to a client; None also if it is not to be had in time."""
+    """What the scheduler has leased to a client."""
 
     async def find() -> bytes | None:
         asked = getattr(client.scheduler, FIND)(
@@ -130,13 +152,9 @@ def _found(client: DaskClient, place: bytes, digest: str, lease: str) -> Ref | N
 
     if client.asynchronous:  # in its event loop, which cannot wait for itself
         return None
-    try:
-        loop: Any = client.loop
-        asked = asyncio.run_coroutine_threadsafe(find(), loop.asyncio_loop)
-        found = asked.result(_SECONDS_TO_FIND + 1)
-    except Exception as error:  # noqa: BLE001 - then it is stored once more
-        logger.info("the scheduler has not said whether it knows an object: %r", error)
-        return None
+    loop: Any = client.loop
+    asked = asyncio.run_coroutine_threadsafe(find(), loop.asyncio_loop)
+    found = asked.result(_SECONDS_TO_FIND + 1)
     return None if found is None else pickle.loads(found)
 
 
@@ -182,9 +200,11 @@ class Client(_dask.HookedClient):
     _ps_group: str | None
     _ps_in_task: bool
     _ps_in_thread: threading.local
+    _ps_others_results: bool
     _ps_prefetch: int
     _ps_process: str
     _ps_results: Results | None
+    _ps_results_said: int | str
     _ps_stored: StoredKeys
     _ps_threshold: int
     _ps_warned: bool
@@ -218,13 +238,15 @@ class Client(_dask.HookedClient):
         self._ps_threshold = parse_size(
             setting("threshold", threshold), name=origin("threshold", threshold)
         )
+        self._ps_results_said = setting("results", results)
         self._ps_results = results_setting(
-            setting("results", results), self._ps_threshold, name=origin("results", results)
+            self._ps_results_said, self._ps_threshold, name=origin("results", results)
         )
         self._ps_prefetch = parse_size(setting("prefetch", None), name=origin("prefetch", None))
         self._ps_stored = StoredKeys(self)
         self._ps_outbox = Outbox()
         self._ps_group = None
+        self._ps_others_results = False
         self._ps_process = ""
         self._ps_warned = False
         self._ps = None  # without a store of the user's it depends on the cluster where ours is
@@ -491,8 +513,10 @@ class Client(_dask.HookedClient):
         rewritten = None if backing is None else rewrite(expr, keys, backing.packer)
         if rewritten is not None:
             expr = rewritten.expr
-        if leave is not None or self._ps_stored:
-            changed = with_results(expr, self._ps_stored.__contains__, leave)
+        if leave is not None or self._ps_stored or self._ps_others_results:
+            # Futures of others come from anywhere: variables, queues, published data.
+            others = self._ps_others_results
+            changed = with_results(expr, lambda key: others or key in self._ps_stored, leave)
             expr = expr if changed is None else changed
             if leave is not None:
                 self._ps_stored.add(keys)
@@ -543,9 +567,8 @@ class Client(_dask.HookedClient):
             elif not self._ps_warned:
                 self._ps_warned = True
                 logger.warning(
-                    "ps_results=%s: results stay in Dask, because the scheduler cannot run the "
-                    "plugin of proxystore_dask, or cannot reach the store",
-                    results,
+                    "results stay in Dask: the scheduler cannot run the plugin of "
+                    "proxystore_dask, or cannot reach the store"
                 )
         before = getattr(self._ps_in_thread, "leave", None)
         self._ps_in_thread.leave = leave
@@ -694,6 +717,7 @@ class Client(_dask.HookedClient):
         reachable = reply.get("protocol") == PROTOCOL and bool(reply.get("reachable"))
         before, self._ps_group = self._ps_group, reply["group"] if reachable else None
         leases.has_company = bool(reply.get("company"))
+        self._ps_others_results = bool(reply.get("others_results"))
         self._ps_process = str(reply.get("process", ""))
         self._ps_anew = before is not None and before != self._ps_group
         if before is not None and not reachable:
@@ -702,8 +726,10 @@ class Client(_dask.HookedClient):
 
     def _ps_company(self, event: Any) -> None:
         _, said = event
-        if self._ps is not None and self.id in said["clients"]:
+        if self._ps is not None and self.id in said.get("clients", ()):
             self._ps.leases.has_company = True
+        if self.id not in said.get("with_results", (self.id,)):
+            self._ps_others_results = True
 
     async def _ps_ask_workers(self, probe: bytes) -> Any:
         seconds = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
@@ -752,27 +778,38 @@ class Client(_dask.HookedClient):
         if scheduler is not None and lifetimes is Lifetimes.GRAPH and not self._ps_in_task:
             await self._ps_cleared(scheduler)
         if self._ps_group is not None and is_dead(self._ps_process):
-            loop = asyncio.get_running_loop()
             prefixes = (leases.prefix, self._ps_group)
-            await loop.run_in_executor(None, _clear, self._ps.store, unheard, prefixes)
-            return
-        if unheard:
-            logger.warning(
-                "%d objects may be left in %r: the client closed while its scheduler was out of "
-                "reach",
-                len(unheard),
-                self._ps.store.connector,
-            )
+            await _in_thread(_clear, self._ps.store, unheard, prefixes)
+        elif unheard and not is_embedded(self._ps.store):  # which is removed as a whole
+            left = await _in_thread(_count, unheard)
+            if left:
+                logger.warning(
+                    "%d objects may be left in %r: the client closed while its scheduler was out "
+                    "of reach",
+                    left,
+                    self._ps.store.connector,
+                )
 
     async def _ps_cleared(self, scheduler: str) -> None:
         """Wait a little until the scheduler has evicted what only this client has needed.
 
         Afterwards the scheduler may die, or the user close the store, and nothing is left.
         """
-        try:
+
+        async def goodbye() -> None:
             async with rpc(scheduler, connection_args=self.connection_args) as again:
-                await asyncio.wait_for(getattr(again, GOODBYE)(client=self.id), _SECONDS_TO_EVICT)
-        except Exception as error:  # noqa: BLE001 - nobody waits for what is on its way
+                await getattr(again, GOODBYE)(client=self.id)
+
+        saying = asyncio.ensure_future(goodbye())
+        end = time.monotonic() + _SECONDS_TO_EVICT
+        while time.monotonic() < end and not is_dead(self._ps_process):
+            await asyncio.wait([saying], timeout=0.05)
+            if saying.done():
+                break
+        saying.cancel()
+        try:
+            await saying
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it may be any
             logger.info("the scheduler has not said that everything is evicted: %r", error)
 
 
@@ -876,8 +913,9 @@ def _check_same(
     arguments: str | None,
     results: int | str | None,
 ) -> None:
-    if store is not None and open_store(store) is not client.ps_store:
-        raise ValueError(f"the client is attached to {client.ps_store!r} already, not to {store!r}")
+    used = client.ps_store
+    if store is not None and (used is None or open_store(store).config() != used.config()):
+        raise ValueError(f"the client is attached to {used!r} already, not to {store!r}")
     if threshold is not None and parse_size(threshold, name="ps_threshold") != client._ps_threshold:
         raise ValueError(
             f"the client is attached with a threshold of {client._ps_threshold} bytes already, "
@@ -889,8 +927,10 @@ def _check_same(
             f"not {arguments!r}"
         )
     if results is not None and client._ps_which(results) != client._ps_results:
-        which = client._ps_results or "'never'"
-        raise ValueError(f"the client is attached with ps_results={which} already, not {results!r}")
+        raise ValueError(
+            f"the client is attached with ps_results={client._ps_results_said!r} already, not "
+            f"{results!r}; give it to submit or map instead, for single calls"
+        )
 
 
 def _checked_arguments(value: Any, *, name: str = "ps_arguments") -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import enum
 import itertools
+import logging
 import os
 import pickle
 import threading
+import time
 import uuid
 import weakref
 from collections import deque
@@ -26,6 +28,11 @@ from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.store import Store
 from proxystore.workflow import Hold, Ledger, Ref, store_object
 from proxystore_dask.scheduler_plugin import LEASE, LEASE_END
+
+logger = logging.getLogger(__name__)
+
+# How long a scheduler that has not answered in time is not asked again.
+_SECONDS_UNASKED = 60
 
 # How many objects may be on their way out when a scheduler dies; 10 MB of references.
 _PAST = 10_000
@@ -51,7 +58,8 @@ class Leases:
         store: Where objects go.
         send: Queues a message to the scheduler, in order with the graphs; must not block.
         ask: Has the scheduler lease an object of a digest to the owner that is named, if it
-            knows one in this store: waits for the answer, a reference or None.
+            knows one in this store: waits for the answer, a reference or None. What it raises
+            is logged, and for some time nothing is asked.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Leases:
         # Whether others store in the same place: only then somebody may have the same content.
         self.has_company = False
         self._ask = ask
+        self._ask_from = 0.0
         # Names of leases on what others have stored, by the identity of their references. They
         # come from another connection, so the end of an older lease may be heard after them.
         self._found: dict[int, str] = {}
@@ -175,10 +184,19 @@ class Leases:
     def _find(self, digest: str) -> Ref | None:
         """An object of this content that another client has stored, leased to this one."""
         prefix = self.prefix
-        if not self.has_company or self._lifetimes is not Lifetimes.GRAPH:
+        if (
+            not self.has_company
+            or self._lifetimes is not Lifetimes.GRAPH
+            or time.monotonic() < self._ask_from
+        ):
             return None
         lease = f"{prefix}.{next(self._numbers)}"
-        ref = self._ask(digest, lease)
+        try:
+            ref = self._ask(digest, lease)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the object can be stored
+            logger.info("the scheduler has not said whether it knows an object: %r", error)
+            self._ask_from = time.monotonic() + _SECONDS_UNASKED
+            return None
         with self._lock:
             if ref is None or self.prefix != prefix:  # another scheduler, perhaps
                 return None

@@ -78,9 +78,6 @@ class Results(NamedTuple):
     limit: int
     durable: bool = False
 
-    def __str__(self) -> str:
-        return repr("durable") if self.durable else str(self.limit)
-
 
 def results_setting(value: Any, threshold: int, *, name: str = "ps_results") -> Results | None:
     """Which results go to the store; None: none.
@@ -162,12 +159,7 @@ class Leave:
         """What the function returns, or a stored result."""
         value = self.func(*args, **kwargs)
         worker = _worker()
-        if (
-            worker is None
-            or type(value) is Proxy
-            or is_native(value)
-            or not size_at_least(value, self.limit)
-        ):
+        if worker is None or _stays_in_dask(value) or not size_at_least(value, self.limit):
             return value
         try:
             store = get_or_create_store(self.store_config)
@@ -229,9 +221,7 @@ class Keep:
         if found is not _MISSING:
             return found
         value = self.func(*args, **kwargs)
-        if type(value) is Proxy or is_native(value):
-            return value
-        return self._stored(value, worker)
+        return value if _stays_in_dask(value) else self._stored(value, worker)
 
     def _found(self, worker: Worker) -> Any:
         try:
@@ -274,6 +264,17 @@ class Keep:
 
     def __repr__(self) -> str:
         return funcname(self.func)
+
+
+def _stays_in_dask(value: Any) -> bool:
+    """Whether a result would come back as something else, or is Dask's or somebody's own."""
+    if type(value) is Proxy or type(value) is memoryview or is_native(value):
+        return True
+    # What is broadcast is small in memory, and not in a file.
+    strides = getattr(value, "strides", None)
+    return type(strides) is tuple and any(
+        stride == 0 and length > 1 for stride, length in zip(strides, value.shape, strict=True)
+    )
 
 
 def _worker() -> Worker | None:

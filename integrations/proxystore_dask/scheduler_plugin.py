@@ -40,8 +40,8 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from proxystore.store import Store, StoreConfig, get_or_create_store
 from proxystore.store.config import ConnectorConfig
-from proxystore.utils._process import identity
-from proxystore.workflow import Ref, RefId, store_object, sweep
+from proxystore.workflow import Ref, RefId, identity, store_object, sweep
+from proxystore.workflow.embedded import Keeper, keep_embedded
 from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
@@ -64,7 +64,8 @@ LEASE_END = "proxystore-lease-end"
 HELLO = "proxystore_hello"
 FIND = "proxystore_find"
 GOODBYE = "proxystore_goodbye"
-# The event for clients that hear that they are not the only ones in their store.
+# The event for clients that hear that they are not the only ones in their store, and not the only
+# ones whose results are there.
 COMPANY = "proxystore-company"
 STATS = "proxystore_stats"
 
@@ -133,10 +134,14 @@ class StoreLifetimes(SchedulerPlugin):
         # How the names of a client's objects begin, and where they are, by its id.
         self._prefixes: dict[str, str] = {}
         self._places: dict[str, StoreConfig] = {}
+        # Those that are here, or have been, and have stored results.
+        self._with_results: set[str] = set()
         # By configuration. A store is looked up when a client first speaks of it: it may be that
         # client's own, in this process, and the user may close it before the last eviction. To
         # look it up then would make it anew, directory and all.
         self._stores: dict[str, Store[Any]] = {}
+        # Of stores that end with their client's process, by their names.
+        self._keepers: dict[str, Keeper] = {}
         self._doomed: list[Ref] = []
         self._evicting: asyncio.Task[None] | None = None
         self.figures = Figures()
@@ -185,6 +190,8 @@ class StoreLifetimes(SchedulerPlugin):
             await self._evicting
         self._tags.clear()  # whatever workers still store, nobody will need
         self._sweep_groups()
+        self._places.clear()
+        self._release_keepers()
         self._pool.shutdown()
 
     # ------------------------------------------------------------ what the scheduler tells
@@ -235,6 +242,7 @@ class StoreLifetimes(SchedulerPlugin):
         ]
         for ident, lease in ended:
             self._end(ident, lease)
+        self._release_keepers()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Note what the worker's results will be called."""
@@ -285,11 +293,15 @@ class StoreLifetimes(SchedulerPlugin):
     def _result(self, key: Key, ref: bytes, worker: str, kept: bool = False, **kwargs: Any) -> None:
         made: Ref = pickle.loads(ref)
         self._learn(made)
+        task = self._all_tasks.get(key)
+        wanted_by = {client.client_key for client in task.who_wants or ()} if task else set()
+        if not wanted_by <= self._with_results:
+            self._with_results |= wanted_by
+            self._log_event(COMPANY, {"with_results": list(wanted_by)})
         if kept:
             if self._kept.get(key) != made:
                 self._settle(made.id)  # its task is forgotten
             return
-        task = self._all_tasks.get(key)
         if task is None or task.state not in ("processing", "memory"):
             self._settle(made.id)  # of a run that nobody waits for
         else:
@@ -357,9 +369,9 @@ class StoreLifetimes(SchedulerPlugin):
         # If it is gone already, it has not stored anything.
         if client in self._clients and prefix:
             self._prefixes[client] = prefix
-            await loop.run_in_executor(self._pool, self._can_open, place)
-            with contextlib.suppress(Exception):  # not from here, and said already
+            with contextlib.suppress(Exception):  # not from here, as `_can_open` says
                 self._places[client] = pickle.loads(place)
+            await loop.run_in_executor(self._pool, self._can_open, place)
             # Its own subscription comes another way, and perhaps after the next client.
             self._subscribe(COMPANY, client)
             if self._company(client):
@@ -378,6 +390,7 @@ class StoreLifetimes(SchedulerPlugin):
             "store": next(iter(self._offers.values()), None),
             "group": self.group,
             "company": bool(self._company(client)),
+            "others_results": not self._with_results <= {client},
             "process": identity(),
         }
 
@@ -391,10 +404,11 @@ class StoreLifetimes(SchedulerPlugin):
         """Return once what only this client, which is closing, has needed is evicted."""
         while client in self._clients:
             await asyncio.sleep(0.005)
-        if self._evicting is not None:
+        evicting = self._evicting
+        if evicting is not None:
             await asyncio.sleep(0.01)  # its tasks are cancelled where they wait to be run
             self._hurried.set()
-            await asyncio.shield(self._evicting)
+            await asyncio.shield(evicting)
         with contextlib.suppress(RuntimeError):  # closed: everything is evicted
             await asyncio.get_running_loop().run_in_executor(self._pool, bool)  # after sweeps
 
@@ -501,6 +515,15 @@ class StoreLifetimes(SchedulerPlugin):
         for ref in refs:
             self._settle(ref.id)
 
+    def _release_keepers(self) -> None:
+        """Let go of stores whose clients are gone, and of which no task needs anything."""
+        for name in self._keepers.keys() - {place.name for place in self._places.values()}:
+            refs = chain(self._kept.values(), self._doomed)
+            needed = chain(self._objects, (ref.id for ref in refs))
+            if all(ident[0] != name for ident in needed):
+                with contextlib.suppress(RuntimeError):  # the interpreter is exiting
+                    self._pool.submit(self._release_keeper, name, self._keepers.pop(name))
+
     def _sweep_groups_soon(self) -> None:
         """Evict what nobody has told of, and nobody will."""
         if self._sweeping is None and not self._closing.is_set():
@@ -561,6 +584,7 @@ class StoreLifetimes(SchedulerPlugin):
                     # take no work any more.
                     failed = self._evict_batch(batch)
                 self.figures.evict(batch, failed)
+                self._release_keepers()
         finally:
             self._evicting = None
 
@@ -575,11 +599,22 @@ class StoreLifetimes(SchedulerPlugin):
 
     def _can_open(self, place: bytes) -> bool:
         try:
-            self._store_at(pickle.loads(place))
+            store = self._store_at(pickle.loads(place))
+            if store.name not in self._keepers:
+                # Tasks may need its objects when its client's process has ended.
+                keeper = keep_embedded(store)
+                if keeper is not None:
+                    self._keepers[store.name] = keeper
         except Exception:  # a store's own errors can be anything; all of them mean "not from here"
             logger.info("The scheduler cannot open a client's store", exc_info=True)
             return False
         return True
+
+    def _release_keeper(self, name: str, keeper: Keeper) -> None:
+        for place, store in tuple(self._stores.items()):
+            if store.name == name:  # or it would be made anew, by who looks into all stores
+                del self._stores[place]
+        keeper.release()
 
     def _can_see(self, probe: bytes) -> bool:
         try:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from distributed import LocalCluster, fire_and_forget, wait
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, get_store
 from proxystore_dask import Client
-from proxystore_dask.leases import Leases
+from proxystore_dask.leases import Leases, Lifetimes
 
 pytestmark = pytest.mark.dask
 
@@ -321,6 +322,25 @@ class TestCluster:
         go.touch()
         del running
 
+    def test_looking_at_a_client_that_has_closed_takes_no_time(self, cluster, array, objects):
+        with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
+            held = client.submit(total, array)
+            held.result()
+        start = time.monotonic()
+        for _ in range(5):
+            repr(client)
+        assert time.monotonic() - start < 4
+        del held
+
+    def test_a_cluster_that_ends_in_order_leaves_nothing_to_warn_of(self, array, objects, caplog):
+        with LocalCluster(n_workers=1, dashboard_address=":0", host="127.0.0.1") as cluster:
+            client = Client(cluster.scheduler_address, ps_store=objects.store, ps_threshold="50 kB")
+            held = client.submit(total, array)
+            held.result()
+        client.close()
+        assert "may be left" not in caplog.text
+        del held
+
     def test_nothing_is_left_when_a_client_has_closed(self, cluster, array, objects):
         """So its scheduler may die, and its store be closed, at any moment from then on."""
         with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
@@ -473,6 +493,24 @@ class TestScheduler:
 
 def _forgets_after_firing(dask_scheduler: Any) -> bool:
     return bool(dask_scheduler.clients["fire-and-forget"].wants_what)
+
+
+def test_a_scheduler_that_does_not_answer_is_asked_once(objects, array):
+    asked = []
+
+    def ask(digest, lease):
+        asked.append(digest)
+        raise TimeoutError
+
+    leases = Leases(objects.store, lambda message: None, ask)
+    leases.start(Lifetimes.GRAPH)
+    leases.has_company = True
+    holds = [leases.ledger.hold(array + i) for i in range(3)]
+    assert len(asked) == 1
+    assert len(objects) == 3
+    for hold in holds:
+        hold.ref.evict()
+    leases.close()
 
 
 def test_a_forked_child_stores_nothing_over_what_its_parent_has_stored(objects):

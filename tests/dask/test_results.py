@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dask_tasks import (
     fail,
     identity,
     kinds,
+    memoryview_total,
     total,
     total_in_the_loop,
     wait_for,
@@ -175,6 +177,42 @@ class TestTasksThatTakeThem:
 
 
 class TestClientsThatDoNotKnow:
+    @pytest.mark.parametrize("came_first", [True, False])
+    def test_of_another_client(self, cluster, client, array, objects, wait_until, came_first):
+        """A task gets the object, however its client has come by the future."""
+        with (
+            Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as maker,
+            ExitStack() as stack,
+        ):
+            settings = {"ps_store": objects.store, "ps_threshold": "50 kB"}
+            if came_first:
+                other = stack.enter_context(Client(cluster, **settings))
+            variable = Variable("made-by-another", client=maker)
+            made = maker.submit(add_one, array, ps_results="large")
+            variable.set(made)
+            wait(made)
+            if came_first:
+                wait_until(lambda: other._ps_others_results)
+            else:
+                other = stack.enter_context(Client(cluster, **settings))
+            taken = Variable("made-by-another", client=other).get()
+            found = other.submit(kinds, taken, a=[taken])
+            assert found.result() == ["ndarray", "list"]
+            assert other.submit(memoryview_total, taken).result() == (array + 1).sum()
+            node = dask.delayed(memoryview_total)(taken)
+            assert other.compute(node).result() == (array + 1).sum()
+            variable.delete()
+            del made, taken, found
+
+    @pytest.mark.parametrize("kind", ["memoryview", "broadcast"])
+    def test_what_would_come_back_as_something_else_stays_in_dask(self, storing, kind):
+        found = storing.submit(_unusual, kind, ps_results="1 kB").result()
+        if kind == "memoryview":
+            assert type(found) is memoryview
+        else:
+            assert found.strides == (0, 0)
+        assert len(storing.submit(_newaxis).result()) == 20_000
+
     def test_a_plain_client_gets_a_proxy(self, cluster, storing, array):
         future = storing.submit(add_one, array)
         Variable("stored", client=storing).set(future)
@@ -325,6 +363,14 @@ class _MadeAnew:
 
 def _refuses_to_be_pickled() -> Any:
     return _MadeAnew()
+
+
+def _unusual(kind: str) -> Any:
+    return memoryview(bytes(5000)) if kind == "memoryview" else np.broadcast_to(1.0, (500, 500))
+
+
+def _newaxis() -> Any:
+    return np.ones(20_000)[:, None]
 
 
 def _kinds_inside(value: list[Any]) -> list[str]:

@@ -17,6 +17,7 @@ import dask_tasks
 import numpy as np
 import pytest
 from dask_tasks import add_one, total
+from distributed import Client as DaskClient
 from distributed import LocalCluster, wait
 
 from proxystore_dask import Client, StoreLifetimes
@@ -256,3 +257,113 @@ class TestOfNoHelp:
             scheduler_kwargs={"blocked_handlers": ["register_scheduler_plugin"]},
         ) as cluster:
             yield cluster
+
+
+class TestStoresOfProgramsThatEnd:
+    """An embedded store is its process's; a scheduler keeps it on while tasks need it."""
+
+    PROGRAM = """
+import os, sys, time
+import numpy as np
+from dask_tasks import add_one, total, wait_for
+from distributed import fire_and_forget, wait
+from proxystore_dask import Client
+if __name__ == "__main__":
+    address, directory, ends = sys.argv[1:]
+    client = Client(address, ps_threshold="50 kB")
+    array = np.arange(20_000.0)
+    made = [
+        client.submit(add_one, array, ps_results=of, pure=False) for of in ("large", "durable")
+    ]
+    wait(made)
+    client.publish_dataset(made=made)
+    started, go = (os.path.join(directory, name) for name in ("started", "go"))
+    fire_and_forget(client.submit(wait_for, array, started, go, key="fired"))
+    while not os.path.exists(started):
+        time.sleep(0.01)
+    print(client.ps_store.connector.store_dir, flush=True)
+    if ends == "killed":
+        os.kill(os.getpid(), 9)
+    if ends == "closes":
+        client.close()
+"""
+
+    @pytest.mark.parametrize("ends", ["closes", "just ends", "killed"])
+    def test_what_tasks_still_need(self, processes, array, tmp_path, wait_until, ends):
+        processes.start_scheduler()
+        processes.start_worker()
+        program = tmp_path / "program.py"
+        program.write_text(self.PROGRAM)
+        ended = subprocess.run(
+            [sys.executable, str(program), processes.address, str(tmp_path), ends],
+            env={**os.environ, "PYTHONPATH": SEARCH_PATH},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == (-signal.SIGKILL if ends == "killed" else 0)
+        directory = Path(ended.stdout.strip())
+
+        def keys(dask_scheduler: Any) -> list[str]:
+            return list(dask_scheduler.tasks)
+
+        def places(dask_scheduler: Any) -> int:
+            return len(dask_scheduler.plugins["proxystore"]._places)
+
+        with DaskClient(processes.address) as plain:
+            wait_until(lambda: not plain.run_on_scheduler(places))
+            assert directory.exists()
+            (tmp_path / "go").touch()
+            published = plain.get_dataset("made")
+            assert plain.gather(plain.map(total, published)) == [(array + 1).sum()] * 2
+            wait_until(lambda: "fired" not in plain.run_on_scheduler(keys))
+            del published
+            plain.unpublish_dataset("made")
+            wait_until(lambda: not directory.exists())
+            assert not directory.with_suffix(".owner").exists()
+
+    def test_a_scheduler_that_was_killed_before(self, processes, objects, tmp_path):
+        """A program that closes nothing evicts in its place when it exits."""
+        processes.start_scheduler()
+        processes.start_worker()
+        program = tmp_path / "program.py"
+        program.write_text(f"""
+import os, sys, time
+import numpy as np
+from dask_tasks import add_one
+from distributed import wait
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
+from proxystore_dask import Client
+if __name__ == "__main__":
+    store = Store("left", FileConnector({str(objects.directory)!r}, clear=False))
+    client = Client({processes.address!r}, ps_store=store, ps_threshold="50 kB")
+    array = np.arange(20_000.0)
+    made = [client.submit(add_one, array + i, ps_results=of) for i, of in enumerate({STORED!r})]
+    wait(made)
+    print(len(os.listdir({str(objects.directory)!r})), flush=True)
+    sys.stdin.readline()
+""")
+        with subprocess.Popen(
+            [sys.executable, str(program)],
+            env={**os.environ, "PYTHONPATH": SEARCH_PATH},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as running:
+            assert int(running.stdout.readline()) == 4
+            processes.kill_scheduler()
+            running.communicate("go on\n")
+        assert len(objects) == 0
+
+    def test_the_scheduler_ends_first(self, processes, array, tmp_path, wait_until):
+        """Then nobody keeps the store but its process."""
+        processes.start_scheduler()
+        processes.start_worker()
+        with Client(processes.address, ps_threshold="50 kB", timeout="2 s") as client:
+            assert client.submit(total, array).result() == array.sum()
+            directory = Path(client.ps_store.connector.store_dir)
+            processes.scheduler.terminate()
+            processes.scheduler.wait()
+        assert directory.exists()
+        assert directory.with_suffix(".owner").exists()
