@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -22,7 +21,7 @@ import dask
 from dask.typing import no_default
 from dask.utils import format_bytes, parse_timedelta
 from distributed import Client as DaskClient
-from distributed import Future, get_worker, rpc, wait
+from distributed import Future, get_worker, wait
 from distributed.comm.addressing import get_address_host, parse_address
 
 from proxystore.store import Store, StoreConfig
@@ -39,6 +38,7 @@ from proxystore.workflow import (
 from proxystore.workflow.embedded import is_embedded
 from proxystore_dask import _dask
 from proxystore_dask.calls import pack_map, split
+from proxystore_dask.closing import bury, count, say_goodbye
 from proxystore_dask.config import origin, setting
 from proxystore_dask.graph import NODES, carries, is_native, unfold
 from proxystore_dask.leases import Leases, Lifetimes
@@ -63,7 +63,6 @@ from proxystore_dask.scattering import Parts, pack_values, parts
 from proxystore_dask.scheduler_plugin import (
     COMPANY,
     FIND,
-    GOODBYE,
     HELLO,
     PROTOCOL,
     StoreLifetimes,
@@ -72,10 +71,8 @@ from proxystore_dask.stats import StoreStats, stats_html
 
 logger = logging.getLogger(__name__)
 
-# How long a client that closes waits for the eviction of what it leaves; and one that is about to
-# store something, to hear whether it is there. A scheduler that is too busy to answer in time is
-# left alone for a while: it is not to hold up every call.
-_SECONDS_TO_EVICT = 2
+# How long a client that is about to store something waits to hear whether it is there. A scheduler
+# that is too busy to answer in time is left alone for a while: it is not to hold up every call.
 _SECONDS_TO_FIND = 0.5
 
 T = TypeVar("T")
@@ -108,36 +105,6 @@ class _Backing:
         """A packer that stores by this ledger."""
         as_ledger = cast(Ledger, ledger)  # of which a packer uses what promises have, too
         return Packer(as_ledger, threshold=self.threshold, is_native=is_native, carries=carries)
-
-
-async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.run_in_executor(None, function, *args)
-    except RuntimeError:  # the interpreter is exiting: threads take no work any more
-        return function(*args)
-
-
-def _count(refs: Collection[Ref]) -> int:
-    """How many objects are there, or may be."""
-    left = 0
-    for ref in refs:
-        try:
-            left += ref.exists()
-        except Exception:  # noqa: BLE001, PERF203 - whatever it is, nobody can say
-            left += 1
-    return left
-
-
-def _clear(store: Store[Any], refs: Collection[Ref], prefixes: Collection[str]) -> None:
-    """Evict in the place of a scheduler that is dead."""
-    try:
-        for ref in refs:
-            ref.evict()
-        for prefix in prefixes:
-            sweep(store, prefix)
-    except Exception:
-        logger.exception("Could not evict from %r what the scheduler has left", store.connector)
 
 
 def _found(client: DaskClient, place: bytes, digest: str, lease: str) -> Ref | None:
@@ -776,12 +743,11 @@ class Client(_dask.HookedClient):
         lifetimes = leases.lifetimes
         unheard = leases.close()
         if scheduler is not None and lifetimes is Lifetimes.GRAPH and not self._ps_in_task:
-            await self._ps_cleared(scheduler)
+            await say_goodbye(self, scheduler, self._ps_process)
         if self._ps_group is not None and is_dead(self._ps_process):
-            prefixes = (leases.prefix, self._ps_group)
-            await _in_thread(_clear, self._ps.store, unheard, prefixes)
+            await bury(self._ps.store, unheard, (leases.prefix, self._ps_group))
         elif unheard and not is_embedded(self._ps.store):  # which is removed as a whole
-            left = await _in_thread(_count, unheard)
+            left = await count(unheard)
             if left:
                 logger.warning(
                     "%d objects may be left in %r: the client closed while its scheduler was out "
@@ -789,28 +755,6 @@ class Client(_dask.HookedClient):
                     left,
                     self._ps.store.connector,
                 )
-
-    async def _ps_cleared(self, scheduler: str) -> None:
-        """Wait a little until the scheduler has evicted what only this client has needed.
-
-        Afterwards the scheduler may die, or the user close the store, and nothing is left.
-        """
-
-        async def goodbye() -> None:
-            async with rpc(scheduler, connection_args=self.connection_args) as again:
-                await getattr(again, GOODBYE)(client=self.id)
-
-        saying = asyncio.ensure_future(goodbye())
-        end = time.monotonic() + _SECONDS_TO_EVICT
-        while time.monotonic() < end and not is_dead(self._ps_process):
-            await asyncio.wait([saying], timeout=0.05)
-            if saying.done():
-                break
-        saying.cancel()
-        try:
-            await saying
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it may be any
-            logger.info("the scheduler has not said that everything is evicted: %r", error)
 
 
 def _timeout(given: Any) -> Any:

@@ -21,6 +21,7 @@ from distributed import Client as DaskClient
 from distributed import LocalCluster, wait
 
 from proxystore_dask import Client, StoreLifetimes
+from proxystore_dask import client as client_module
 
 pytestmark = pytest.mark.dask
 
@@ -181,13 +182,13 @@ class TestInAProcessOfItsOwn:
     def test_its_death_while_a_client_closes(self, processes, objects, array, monkeypatch):
         processes.start_scheduler()
         processes.start_worker()
-        goodbye = Client._ps_cleared
+        say_goodbye = client_module.say_goodbye
 
-        async def then(self, scheduler):
+        async def then(*args):
             processes.kill_scheduler()
-            await goodbye(self, scheduler)
+            await say_goodbye(*args)
 
-        monkeypatch.setattr(Client, "_ps_cleared", then)
+        monkeypatch.setattr(client_module, "say_goodbye", then)
         with Client(
             processes.address, ps_store=objects.store, ps_threshold="50 kB", timeout="2 s"
         ) as client:
