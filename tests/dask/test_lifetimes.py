@@ -425,6 +425,30 @@ client.submit(total, np.arange(20_000.0))
         assert get_store("with-its-client") is None
         assert not (tmp_path / "store").exists()
 
+    def test_adaptive_scaling(self, array, objects, wait_until):
+        """A worker goes; what it has made stays, wherever that is."""
+        with (
+            LocalCluster(
+                n_workers=0, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1"
+            ) as cluster,
+            Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client,
+        ):
+            adaptive = cluster.adapt(minimum=2, maximum=2, interval="100 ms", wait_count=2)
+            client.wait_for_workers(2)
+            workers = list(client.scheduler_info()["workers"])
+            futures = [
+                client.submit(add_one, array + i, workers=[workers[i % 2]], ps_results=results)
+                for i, results in enumerate(["never", "large", "durable", "never"])
+            ]
+            wait(futures)
+            adaptive.minimum = 1
+            wait_until(lambda: len(client.scheduler_info()["workers"]) == 1, timeout=30)
+            assert [float(each[0]) for each in client.gather(futures)] == [1, 2, 3, 4]
+            sums = client.map(total, futures)
+            assert client.gather(sums) == [array.sum() + (i + 1) * len(array) for i in range(4)]
+            del futures, sums
+            objects.wait_until_empty()
+
     def test_shutdown(self, array, objects):
         with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
             client = Client(cluster, ps_store=objects.store, ps_threshold="50 kB")
