@@ -43,8 +43,9 @@ async def say_goodbye(client: DaskClient, scheduler: str, process: str) -> None:
     while not saying.done() and time.monotonic() < end and not is_dead(process):
         await asyncio.wait([saying], timeout=0.05)
     saying.cancel()
-    await asyncio.wait([saying])
-    if saying.cancelled() or saying.exception() is not None:
+    # Whatever it does about that: nobody who closes a client waits for ever.
+    await asyncio.wait([saying], timeout=0.5)
+    if not saying.done() or saying.cancelled() or saying.exception() is not None:
         logger.info("the scheduler has not said that it has evicted everything: %r", saying)
 
 
