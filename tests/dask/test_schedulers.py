@@ -159,7 +159,7 @@ class TestInAProcessOfItsOwn:
         assert len(objects) >= len(STORED)
         processes.kill_scheduler()
         wait_until(lambda: client.status == "closed", timeout=30)
-        assert len(objects) == 0
+        objects.wait_until_empty()
 
     def test_a_client_that_closes_after_it_says_what_may_be_left(
         self, processes, objects, array, wait_until, caplog
