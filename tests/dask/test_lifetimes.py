@@ -143,7 +143,7 @@ class TestOnceForSeveralClients:
 
     def test_in_other_stores_there_is_nothing_to_share(self, client, array, tmp_path):
         with (
-            Store("elsewhere", FileConnector(tmp_path / "elsewhere")) as store,
+            Store("elsewhere", FileConnector(tmp_path / "there"), register=True) as store,
             Client(client.cluster, ps_store=store, ps_threshold="50 kB") as other,
         ):
             mine = client.submit(total, array)
