@@ -111,6 +111,7 @@ class StoreLifetimes(SchedulerPlugin):
         self._objects: dict[RefId, Ref] = {}
         self._tasks: dict[RefId, set[Key]] = {}
         self._mentions: dict[Key, tuple[RefId, ...]] = {}
+        self._last_idents: tuple[RefId, ...] = ()
         # Each with the client's id, and a name if the client has not stored the object itself.
         self._leases: dict[RefId, set[tuple[str, str]]] = {}
         self._digests: dict[tuple[str, str], RefId] = {}
@@ -482,7 +483,11 @@ class StoreLifetimes(SchedulerPlugin):
         refs = {ref.id: ref for ref in counted_refs(task.run_spec)}
         if not refs:
             return
-        self._mentions[task.key] = tuple(refs)
+        idents = tuple(refs)
+        if idents != self._last_idents:
+            self._last_idents = idents
+        # Thousands of tasks that share an argument share what stands for it here.
+        self._mentions[task.key] = self._last_idents
         self.figures.mention(key_split(task.key), refs)
         for ident, ref in refs.items():
             self._learn(ref)
