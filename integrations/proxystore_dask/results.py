@@ -24,6 +24,7 @@ import hashlib
 import itertools
 import logging
 import pickle
+import sys
 import time
 import uuid
 import weakref
@@ -270,10 +271,13 @@ def _stays_in_dask(value: Any) -> bool:
     """Whether a result would come back as something else, or is Dask's or somebody's own."""
     if type(value) is Proxy or type(value) is memoryview or is_native(value):
         return True
-    # What is broadcast is small in memory, and not in a file.
-    strides = getattr(value, "strides", None)
-    return type(strides) is tuple and any(
-        stride == 0 and length > 1 for stride, length in zip(strides, value.shape, strict=True)
+    # What is broadcast is small in memory, and not in a file. (Where there is such an array, its
+    # package was imported; and others have strides that mean something else.)
+    numpy = sys.modules.get("numpy")
+    return (
+        numpy is not None
+        and isinstance(value, numpy.ndarray)
+        and any(n > 1 and not step for n, step in zip(value.shape, value.strides, strict=True))
     )
 
 

@@ -204,6 +204,11 @@ class TestClientsThatDoNotKnow:
             variable.delete()
             del made, taken, found
 
+    @pytest.mark.parametrize("results", ["large", "durable"])
+    def test_what_only_looks_like_an_array(self, client, results):
+        future = client.submit(_layer, ps_results=results, pure=False)
+        assert future.result().strides == (1, 1)
+
     @pytest.mark.parametrize("kind", ["memoryview", "broadcast"])
     def test_what_would_come_back_as_something_else_stays_in_dask(self, storing, kind):
         found = storing.submit(_unusual, kind, ps_results="1 kB").result()
@@ -367,6 +372,21 @@ def _refuses_to_be_pickled() -> Any:
 
 def _unusual(kind: str) -> Any:
     return memoryview(bytes(5000)) if kind == "memoryview" else np.broadcast_to(1.0, (500, 500))
+
+
+class _Layer:
+    """As of a neural network: its strides are not those of an array."""
+
+    strides = (1, 1)
+    nbytes = 10**6
+
+    @property
+    def shape(self) -> None:
+        raise RuntimeError("not built yet")
+
+
+def _layer() -> Any:
+    return _Layer()
 
 
 def _newaxis() -> Any:
