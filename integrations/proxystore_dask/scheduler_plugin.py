@@ -372,11 +372,13 @@ class StoreLifetimes(SchedulerPlugin):
             self._prefixes[client] = prefix
             with contextlib.suppress(Exception):  # not from here, as `_can_open` says
                 self._places[client] = pickle.loads(place)
-            await loop.run_in_executor(self._pool, self._can_open, place)
-            # Its own subscription comes another way, and perhaps after the next client.
+            # Its own subscription comes another way, and perhaps after the next client. Nothing is
+            # awaited before: each of several that come at once finds another number.
             self._subscribe(COMPANY, client)
-            if self._company(client):
-                self._log_event(COMPANY, {"clients": self._company(client)})
+            company = self._company(client)
+            if len(company) == 2:  # for the one that was alone; others know
+                self._log_event(COMPANY, {"clients": company})
+            await loop.run_in_executor(self._pool, self._can_open, place)
             if former and former not in self._groups:
                 self._groups.add(former)
                 self._sweep_groups_soon()

@@ -104,6 +104,14 @@ class TestOnceForSeveralClients:
         assert (client.ps_stats().puts, other.ps_stats().puts) == (1, 1)
         assert len(objects) == 2
 
+    def test_several_that_come_at_once_are_company(self, client, objects, at_once, wait_until):
+        others = at_once(
+            *[lambda: Client(client.cluster, ps_store=objects.store, ps_threshold="50 kB")] * 4
+        )
+        wait_until(lambda: all(each._ps.leases.has_company for each in [client, *others]))
+        for other in others:
+            other.close()
+
     def test_it_stays_until_the_last_one_needs_it_no_more(self, client, other, array, objects):
         mine = client.submit(total, array)
         mine.result()
