@@ -195,7 +195,7 @@ class Cluster:
             **os.environ,
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000",
             "PYTHONPATH": os.pathsep.join(
-                [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+                filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
             ),
         }
         self.processes: list[subprocess.Popen[Any]] = []
