@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -117,6 +118,27 @@ def _has_started(nanny: Any) -> bool:
 def client(cluster: LocalCluster, objects: Objects) -> Iterator[Client]:
     with Client(cluster, ps_store=objects.store, ps_threshold=THRESHOLD) as client:
         yield client
+
+
+@pytest.fixture
+def in_event_loop(cluster: LocalCluster, objects: Objects) -> Callable[..., None]:
+    """Run a coroutine function of a client in an event loop, and see that nothing is left."""
+
+    def run(program: Callable[[Client], Any], **settings: Any) -> None:
+        async def main() -> None:
+            async with Client(
+                cluster.scheduler_address,
+                asynchronous=True,
+                ps_store=objects.store,
+                ps_threshold=THRESHOLD,
+                **settings,
+            ) as client:
+                await program(client)
+
+        asyncio.run(main())
+        objects.wait_until_empty()
+
+    return run
 
 
 @pytest.fixture

@@ -12,27 +12,12 @@ import dask.array as da
 import numpy as np
 import pytest
 from dask_tasks import Unpicklable, add_one, kinds, total
-from distributed import LocalCluster, wait
+from distributed import wait
 
 from proxystore.serialize import SerializationError
 from proxystore_dask import Client
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
-
-
-def run(cluster: LocalCluster, objects: Any, program: Any, **settings: Any) -> None:
-    async def main() -> None:
-        async with Client(
-            cluster.scheduler_address,
-            asynchronous=True,
-            ps_store=objects.store,
-            ps_threshold="50 kB",
-            **settings,
-        ) as client:
-            await program(client)
-
-    asyncio.run(main())
-    objects.wait_until_empty()
 
 
 class SlowStore:
@@ -63,7 +48,7 @@ async def loop_goes_on() -> None:
 
 
 class TestTheLoopGoesOn:
-    def test_while_arguments_are_stored(self, cluster, objects, slow, array):
+    def test_while_arguments_are_stored(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             one = client.submit(total, array)
             two = client.map(total, [array + 1, array + 2], times=2)
@@ -82,9 +67,9 @@ class TestTheLoopGoesOn:
             assert float(await client.compute(chunks.sum())) == array.sum()
             assert threading.get_ident() not in slow.threads
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_the_longest_gap(self, cluster, objects):
+    def test_the_longest_gap(self, in_event_loop):
         """1 to 4 ms on a quiet machine with two cores; 130 if the loop stored them."""
         arrays = [np.full(12_500_000, float(i)) for i in range(3)]  # 100 MB each
         # What is measured is the loop, not the others that this process may be waiting for.
@@ -112,21 +97,21 @@ class TestTheLoopGoesOn:
             ticking.cancel()
             print(f"longest gap: {max(gaps) * 1e3:.1f} ms")
 
-        run(cluster, objects, program)
+        in_event_loop(program)
         assert max(gaps) < 0.06
 
-    def test_results(self, cluster, objects, array):
+    def test_results(self, in_event_loop, array):
         async def program(client: Client) -> None:
             future = client.submit(add_one, array)
             assert type(await future) is np.ndarray
             taken = client.submit(kinds, future)
             assert await taken == ["ndarray"]
 
-        run(cluster, objects, program, ps_results="large")
+        in_event_loop(program, ps_results="large")
 
 
 class TestOrder:
-    def test_tasks_that_need_them(self, cluster, objects, slow, array):
+    def test_tasks_that_need_them(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             first = client.submit(add_one, array)
             second = client.submit(total, first)
@@ -136,9 +121,9 @@ class TestOrder:
             slow.go.set()
             assert await third == 2 * (array.sum() + len(array))
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_dropped_before_it_is_sent(self, cluster, objects, slow, array, wait_until):
+    def test_dropped_before_it_is_sent(self, in_event_loop, slow, array, wait_until):
         async def program(client: Client) -> None:
             future = client.submit(total, array)
             key = future.key
@@ -155,9 +140,9 @@ class TestOrder:
             while await known():
                 await asyncio.sleep(0.01)
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_cancelled_before_it_is_sent(self, cluster, objects, slow, array):
+    def test_cancelled_before_it_is_sent(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             future = client.submit(total, array)
             await client.cancel(future)
@@ -165,9 +150,9 @@ class TestOrder:
             slow.go.set()
             assert await client.submit(total, 1) == 1
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_options_and_annotations_arrive(self, cluster, objects, slow, array):
+    def test_options_and_annotations_arrive(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             with dask.annotate(retries=3):
                 annotated = client.submit(total, array)
@@ -185,9 +170,9 @@ class TestOrder:
             annotated_key = annotated.key
             assert await client.run_on_scheduler(look) == [3, 7]
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_batches_share_an_argument(self, cluster, objects, array):
+    def test_batches_share_an_argument(self, in_event_loop, array):
         async def program(client: Client) -> None:
             futures = client.map(total, [1, 2, 3, 4], batch_size=2, more=array)
             with pytest.raises(TypeError, match="more"):
@@ -196,11 +181,11 @@ class TestOrder:
             assert await client.gather(futures) == [i * array.sum() for i in (1, 2, 3, 4)]
             assert client.ps_stats().puts == 1
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
 
 class TestTrouble:
-    def test_what_cannot_be_pickled(self, cluster, objects, array):
+    def test_what_cannot_be_pickled(self, in_event_loop, array):
         holder = np.full(20_000, Unpicklable(), dtype=object)
 
         async def program(client: Client) -> None:
@@ -210,23 +195,23 @@ class TestTrouble:
                 await bad
             assert await good == array.sum()
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_closed_meanwhile(self, cluster, objects, slow, array):
+    def test_closed_meanwhile(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             client.submit(total, array)
             await loop_goes_on()
             slow.go.set()
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
-    def test_the_same_bytes_once(self, cluster, objects, array):
+    def test_the_same_bytes_once(self, in_event_loop, array):
         async def program(client: Client) -> None:
             futures = [client.submit(total, array.copy(), i) for i in range(4)]
             await client.gather(futures)
             assert client.ps_stats().puts == 1
 
-        run(cluster, objects, program)
+        in_event_loop(program)
 
 
 def _scaled(i: int, by: Any) -> float:

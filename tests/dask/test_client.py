@@ -444,21 +444,15 @@ class TestAttach:
 
 
 class TestAsynchronous:
-    def test_client(self, cluster, objects, array):
-        async def main() -> None:
-            async with Client(
-                cluster.scheduler_address,
-                asynchronous=True,
-                ps_store=objects.store,
-                ps_threshold="50 kB",
-            ) as client:
-                first = client.submit(total, array)
-                assert await first == array.sum()
-                futures = client.map(total, [array, array + 1])
-                assert await client.gather(futures) == [array.sum(), (array + 1).sum()]
-                assert client.ps_stats().puts == 2
+    def test_client(self, in_event_loop, array):
+        async def program(client: Any) -> None:
+            first = client.submit(total, array)
+            assert await first == array.sum()
+            futures = client.map(total, [array, array + 1])
+            assert await client.gather(futures) == [array.sum(), (array + 1).sum()]
+            assert client.ps_stats().puts == 2
 
-        asyncio.run(main())
+        in_event_loop(program)
 
     def test_attached(self, cluster, objects, array):
         async def main() -> None:

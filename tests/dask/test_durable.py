@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import uuid
@@ -130,25 +129,17 @@ class TestNothingRunsAgain:
         assert future.result().sum() == 20_000
         assert runs() == ["made"]
 
-    def test_of_an_asynchronous_client(self, cluster, objects, array, runs):
+    def test_of_an_asynchronous_client(self, in_event_loop, array, runs):
+        async def program(client: Any) -> None:
+            future = client.submit(_noted_add, array, runs.path, "A")
+            await wait(future)
+            ((worker,),) = (await client.who_has(future)).values()
+            pid = (await client.run(os.getpid, workers=[worker]))[worker]
+            os.kill(pid, signal.SIGKILL)
+            assert await client.submit(total, future) == array.sum() + len(array)
+            del future
 
-        async def main() -> None:
-            async with Client(
-                cluster.scheduler_address,
-                asynchronous=True,
-                ps_store=objects.store,
-                ps_threshold="50 kB",
-                ps_results="durable",
-            ) as client:
-                future = client.submit(_noted_add, array, runs.path, "A")
-                await wait(future)
-                ((worker,),) = (await client.who_has(future)).values()
-                pid = (await client.run(os.getpid, workers=[worker]))[worker]
-                os.kill(pid, signal.SIGKILL)
-                assert await client.submit(total, future) == array.sum() + len(array)
-                del future
-
-        asyncio.run(main())
+        in_event_loop(program, ps_results="durable")
         assert runs() == ["A"]
 
 
@@ -250,20 +241,6 @@ class TestNothingIsLeft:
         durable.wait_for_workers(2)  # Dask never runs a task for which there was none at all
         kill_worker(durable, one)
         assert future.result().sum() == 20_000  # and not made again: it would be 20,001
-
-    def test_the_client_goes(self, cluster, objects, array):
-        with Client(
-            cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results="durable"
-        ) as client:
-            futures = client.map(add_one, [array, array + 1])
-            wait(futures)
-        objects.wait_until_empty()
-
-    def test_restart(self, durable, array, objects):
-        future = durable.submit(add_one, array)
-        wait(future)
-        durable.restart()
-        objects.wait_until_empty()
 
     @pytest.mark.parametrize("results", ["large", "durable"])
     def test_what_a_scheduler_has_left_that_is_gone(self, client, objects, results, wait_until):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import gc
 from collections.abc import Callable
@@ -283,22 +282,16 @@ class TestObjects:
             value.compute()
         assert client.ps_stats().puts == 0
 
-    def test_of_an_asynchronous_client(self, cluster, objects, array):
-        async def main() -> None:
-            async with Client(
-                cluster.scheduler_address,
-                asynchronous=True,
-                ps_store=objects.store,
-                ps_threshold="50 kB",
-            ) as client:
-                assert await client.compute(dask.delayed(total)(array)) == array.sum()
-                assert await client.get({"x": (total, array)}, "x", sync=False) == array.sum()
-                kept = client.persist(da.from_array(array, chunks=HALF))
-                assert await client.compute(kept.sum()) == array.sum()
-                # The second array was the first one, if Dask had not dropped its future by then.
-                assert client.ps_stats().puts in (3, 4)
+    def test_of_an_asynchronous_client(self, in_event_loop, array):
+        async def program(client: Any) -> None:
+            assert await client.compute(dask.delayed(total)(array)) == array.sum()
+            assert await client.get({"x": (total, array)}, "x", sync=False) == array.sum()
+            kept = client.persist(da.from_array(array, chunks=HALF))
+            assert await client.compute(kept.sum()) == array.sum()
+            # The second array was the first one, if Dask had not dropped its future by then.
+            assert client.ps_stats().puts in (3, 4)
 
-        asyncio.run(main())
+        in_event_loop(program)
 
     def test_threads_instead_of_processes(self, objects, array):
         with (

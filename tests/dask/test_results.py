@@ -310,18 +310,20 @@ class TestLifetimes:
         go.touch()
         objects.wait_until_empty()
 
-    def test_the_client_goes(self, cluster, objects, array):
+    @pytest.mark.parametrize("results", ["large", "durable"])
+    def test_the_client_goes(self, cluster, objects, array, results):
         with Client(
-            cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results="large"
+            cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results=results
         ) as client:
             futures = client.map(add_one, [array, array + 1])
             wait(futures)
         objects.wait_until_empty()
 
-    def test_restart(self, storing, array, objects):
-        future = storing.submit(add_one, array)
+    @pytest.mark.parametrize("results", ["large", "durable"])
+    def test_restart(self, client, array, objects, results):
+        future = client.submit(add_one, array, ps_results=results)
         wait(future)
-        storing.restart()
+        client.restart()
         objects.wait_until_empty()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 from collections import namedtuple
 from typing import Any
@@ -127,19 +126,13 @@ class TestAsDask:
                 client.scatter(array, timeout="50 ms")
             objects.wait_until_empty()
 
-    def test_asynchronous(self, cluster, objects, array):
-        async def main() -> None:
-            async with Client(
-                cluster.scheduler_address,
-                asynchronous=True,
-                ps_store=objects.store,
-                ps_threshold="50 kB",
-            ) as client:
-                future, one = await client.scatter([array, 1])
-                assert await client.submit(total, future, one) == array.sum() + 1
-                assert client.ps_stats().puts == 1
+    def test_asynchronous(self, in_event_loop, array):
+        async def program(client: Any) -> None:
+            future, one = await client.scatter([array, 1])
+            assert await client.submit(total, future, one) == array.sum() + 1
+            assert client.ps_stats().puts == 1
 
-        asyncio.run(main())
+        in_event_loop(program)
 
     @pytest.mark.parametrize("processes", [True, False])
     def test_in_a_task(self, objects, array, processes):
