@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from waiting import wait_until
 
 from proxystore.testing.redis_server import RedisServer
 
@@ -19,6 +20,11 @@ settings.register_profile("local", deadline=None)
 # In CI the same commit must give the same answer twice.
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session", name="wait_until")
+def _wait_until() -> Callable[..., None]:
+    return wait_until
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from proxystore.connectors.file import FileConnector
 from proxystore.proxy import Proxy
@@ -109,16 +110,6 @@ class Client:
 
 def wrap(pool, store, should_proxy=None, **options):
     return StoreExecutor(pool, store, should_proxy, **{"close_store": False, **options})
-
-
-def wait_until(condition):
-    """Callbacks of a future run after those who wait for its result have been woken."""
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.005)
-    raise AssertionError("still not true after 15 s")
 
 
 def is_empty(directory):

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tblib import pickling_support
+from waiting import wait_until
 
 from proxystore.connectors import redis as redis_module
 from proxystore.connectors.exceptions import ConnectorError, StorageFullError
@@ -965,10 +966,7 @@ def test_a_missing_client_names_the_extra():
 
 
 def until_subscribed(client, channel):
-    deadline = time.monotonic() + 10
-    while not client.pubsub_numsub(channel)[0][1]:
-        assert time.monotonic() < deadline, "somebody waits"
-        time.sleep(0.001)
+    wait_until(lambda: client.pubsub_numsub(channel)[0][1], pause=0.001, what="a subscriber")
 
 
 def test_a_waiter_is_woken_up_in_time(connector, client, prefix):
@@ -1115,10 +1113,7 @@ def test_a_server_ends_with_whoever_started_it():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     pid = int(run.stdout)
-    deadline = time.monotonic() + 10
-    while _is_running(pid):
-        assert time.monotonic() < deadline, "it ends"
-        time.sleep(0.01)
+    wait_until(lambda: not _is_running(pid), what="its end")
 
 
 def _is_running(pid):

@@ -7,8 +7,6 @@ import gc
 import os
 import signal
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,26 +23,13 @@ sys.path.insert(0, str(IMPORTABLE))
 
 from dask_tasks import TracingConnector
 from distributed import LocalCluster, Status
+from waiting import wait_until
 
 from proxystore.store import Store, unregister_store
 from proxystore_dask import Client
 
 # Everything above is large: arrays of 20,000 floats are, and the graph of a task is not.
 THRESHOLD = "50 kB"
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 15) -> None:
-    """Return once `condition` is true; fail if that takes longer than `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"still not true after {timeout} s"
-        pause.wait(0.01)
-
-
-@pytest.fixture(scope="session", name="wait_until")
-def _wait_until() -> Callable[..., None]:
-    return wait_until
 
 
 class Objects:

@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "slurm.py"
@@ -52,20 +51,6 @@ class Cluster:
     def wait_until_idle(self) -> None:
         """Return once no job is left; one that was cancelled may take seconds to end."""
         wait_until(lambda: self.run("squeue", "--noheader").stdout == "", timeout=90, pause=0.2)
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 20, pause: float = 0.02) -> None:
-    """Return once `condition` is true; fail if that takes longer than `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    between = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"still not true after {timeout} s"
-        between.wait(pause)
-
-
-@pytest.fixture(scope="session", name="wait_until")
-def _wait_until() -> Callable[..., None]:
-    return wait_until
 
 
 @contextmanager

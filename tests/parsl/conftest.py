@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +28,7 @@ from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.base import ParslExecutor
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider
+from waiting import wait_until
 
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, unregister_store
@@ -184,11 +183,10 @@ class Objects:
 
     def wait_until(self, count: int) -> None:
         """Return once the store has `count` objects; fail if that takes long."""
-        deadline = time.monotonic() + 10
-        pause = threading.Event()
-        while len(self) != count:
-            assert time.monotonic() < deadline, f"{len(self)} objects in the store, not {count}"
-            pause.wait(0.01)
+        wait_until(
+            lambda: len(self) == count,
+            what=lambda: f"{count} objects in the store, where {len(self)} are",
+        )
 
 
 @pytest.fixture

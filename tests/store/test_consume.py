@@ -21,6 +21,7 @@ from datetime import timedelta
 
 import cloudpickle
 import pytest
+from waiting import wait_until
 
 from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
@@ -85,13 +86,6 @@ def store():
 def other(proxy):
     """Return another consumer of the object."""
     return pickle.loads(pickle.dumps(proxy))
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.01)
 
 
 def is_gone(proxy):

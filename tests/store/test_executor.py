@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
@@ -101,16 +102,6 @@ def store(directory):
 def wrap(pool, store, should_proxy=None, **options):
     policy = ProxyAlways() if should_proxy is None else should_proxy
     return StoreExecutor(pool, store, policy, **{"close_store": False, **options})
-
-
-def wait_until(condition):
-    """Callbacks of a future run after those who wait for its result have been woken."""
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.005)
-    raise AssertionError("still not true after 15 s")
 
 
 def count(directory):
