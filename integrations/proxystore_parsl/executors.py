@@ -141,6 +141,7 @@ class _Submit:
         error, sealed = inner.exception(), None
         if error is None:
             sealed = inner.result()
+        error = _closing(outer.call, error, sealed)
         if type(sealed) is Envelope:
             try:
                 sealed = self._opened(sealed, outer.call)
@@ -181,3 +182,19 @@ class _Submit:
     def _end(self, call: Call) -> None:
         self._apps._calls.forget(call)
         call.let_go()
+
+
+def _closing(call: Call, error: BaseException | None, sealed: Any) -> BaseException | None:
+    """Return what a try has failed with, if it has not failed on its worker.
+
+    Where its `StoreApps` was closed meanwhile that is why: its arguments are gone, and what
+    it missed depends on how far it had come.
+    """
+    if call.closed is None:
+        return error
+    if isinstance(sealed, RemoteExceptionWrapper):
+        error = sealed.get_exception()
+    if error is not None:
+        call.closed.__cause__ = error
+        return call.closed
+    return None

@@ -7,35 +7,40 @@ import time
 import numpy as np
 import parsl
 import pytest
-from parsl_tasks import fail, identity, ones, total, wait_for
+from parsl_tasks import fail, identity, ones, total, touch_and_wait, wait_for
 
-from proxystore_parsl import ClosedError, StoreApps, with_store
+from proxystore_parsl import ClosedError, ObjectLostError, StoreApps, with_store
 
 pytestmark = pytest.mark.parsl
 
 
-def test_nothing_is_left(start, new_executor, objects, array, tmp_path):
+def test_nothing_is_left(start, new_executor, objects, array, wait_until, tmp_path):
     """In one kernel, since starting one takes seconds."""
-    go = str(tmp_path / "go")
+    go, started = str(tmp_path / "go"), tmp_path / "started"
     closed, other, apps = (StoreApps(objects.store, threshold="50 kB") for _ in range(3))
     kernel = start(
-        with_store(new_executor("closed"), closed),
+        with_store(new_executor("closed", workers=1), closed),
         with_store(new_executor("other", workers=1), other),
     )
     there = {"data_flow_kernel": kernel, "executors": ["closed"]}
     elsewhere = {"data_flow_kernel": kernel, "executors": ["other"]}
 
-    # The apps of an executor are closed.
-    pending = parsl.python_app(wait_for, **there)(go, array)
+    # The apps of an executor are closed: one task has its argument already, one has not.
     made = parsl.python_app(ones, **there)(20_000)
     made.exception()
-    assert closed.stats().pending == 1
+    running = parsl.python_app(touch_and_wait, **there)(str(started), go, array)
+    queued = parsl.python_app(total, **there)(array + 1)
+    wait_until(started.exists)
+    objects.wait_until(3)
+    assert closed.stats().pending == 2
     closed.close()
     objects.wait_until(0)
     refused = parsl.python_app(total, **there)(array)
     assert isinstance(refused.exception(), ClosedError)
     (tmp_path / "go").touch()
-    assert isinstance(pending.exception(), ClosedError)
+    assert isinstance(running.exception(), ClosedError)
+    assert isinstance(queued.exception(), ClosedError)
+    assert isinstance(queued.exception().__cause__, ObjectLostError)
     (tmp_path / "go").unlink()
     objects.wait_until(0)
 
