@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 
@@ -63,6 +64,17 @@ def objects(tmp_path: Path) -> Iterator[Objects]:
     yield objects
     objects.wait_until_empty()
     unregister_store(objects.store)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lost_workers_come_back() -> Iterator[None]:
+    """Have LocalCluster leave it to nannies to start killed workers again.
+
+    It looks for a worker 15 s after that was lost, and closes the nanny for good if the worker is
+    not there: for one that has just been killed again, too (distributed 2026.8, plain).
+    """
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,15 @@ pytestmark = [pytest.mark.slurm, pytest.mark.dask]
 
 # On the login node: a scheduler here, a worker on each of the two other hosts.
 PROGRAM = """
-import subprocess, sys
+import faulthandler, subprocess, sys
 import numpy as np
 from distributed import Client, LocalCluster
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store
 from proxystore_dask import StoreUnreachableError, attach
 
+# Where it is, should it hang: the test's own limit could not say.
+faulthandler.dump_traceback_later(90, exit=True)
 directory, interface = sys.argv[1:]
 with (
     LocalCluster(n_workers=0, host="0.0.0.0", dashboard_address=None) as cluster,
