@@ -188,7 +188,12 @@ class Promises:
 
     def __init__(self) -> None:
         self.made: list[Promise] = []
-        self.store = self
+
+    # Not kept: in a cycle the holds would outlive the futures.
+    @property
+    def store(self) -> Promises:
+        """Itself: what a `Packer` wants of a store is here, too."""
+        return self
 
     def dump(self, obj: Any) -> Any:
         """The object itself."""

@@ -41,7 +41,11 @@ class Files:
         return store_object(self.store, "x" * 1000)
 
     async def wait_until(self, count: int) -> None:
-        await async_poll_for(lambda: len(self) == count, timeout=5)
+        def fail() -> None:
+            there = sorted(os.listdir(self._directory))
+            raise AssertionError(f"{len(there)} objects in the store, not {count}: {there}")
+
+        await async_poll_for(lambda: len(self) == count, timeout=20, fail_func=fail)
 
 
 # gen_cluster hides a test's parameters from pytest, hence no fixture.
