@@ -9,7 +9,6 @@ import gc
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -101,7 +100,6 @@ SCENARIOS = {
         "test_graphs.py::test_the_same_array_in_many_tasks_is_stored_once",
     ],
     "an event loop goes on": [
-        "test_asynchronous.py::test_the_longest_gap",
         "test_asynchronous.py::test_while_arguments_are_stored",
     ],
     "a random load with workers that die": [
@@ -246,11 +244,14 @@ class TestOptions:
             assert future.result() == len(data)
             return taken
 
+        def tokenized(data: bytes) -> float:
+            start = time.perf_counter()
+            tokenize(data)
+            return time.perf_counter() - start
+
+        # The least of each: what else the machine does only adds to it.
         data = [os.urandom(1_000) * 30_000 for _ in range(3)]
-        start = time.perf_counter()
-        tokenize(data[0])
-        plain = time.perf_counter() - start
-        assert statistics.median(map(submitted, data)) < plain
+        assert min(map(submitted, data)) < min(map(tokenized, data))
 
     def test_actors_of_a_collection(self, client, array):
         counter = client.compute(dask.delayed(Counter)(array), actors=True).result()

@@ -314,16 +314,12 @@ class TestResolving:
         assert is_resolved(proxy)
         assert obj is proxy.__proxy_wrapped__
 
-    def test_a_hundred_at_once_take_a_fraction_of_one_after_the_other(self, store):
+    def test_a_hundred_are_not_fetched_one_after_the_other(self, store):
         async def main():
-            start = time.perf_counter()
-            objs = await asyncio.gather(*map(aresolve, proxies))
-            return objs, time.perf_counter() - start
+            return await asyncio.gather(*map(aresolve, proxies))
 
         proxies = store.proxy_batch([[i] for i in range(100)], populate_target=False)
-        objs, seconds = asyncio.run(main())
-        assert objs == [[i] for i in range(100)]
-        assert seconds < 2, "5 s one after the other"
+        assert asyncio.run(main()) == [[i] for i in range(100)]
         assert 8 <= store.connector.most_at_once <= 32, "bounded"
 
     def test_one_proxy_many_times_is_one_fetch(self, store):
