@@ -125,11 +125,11 @@ class TestOrder:
         """Not when Python next looks for cycles: that may be much later."""
 
         async def program(client: Client) -> None:
-            future = client.submit(total, array)
-            assert await future == array.sum()
-            assert len(objects) == 1
             gc.disable()
             try:
+                future = client.submit(total, array)
+                assert await future == array.sum()
+                assert len(objects) == 1
                 del future
                 while len(objects):
                     await asyncio.sleep(0.01)
