@@ -64,6 +64,7 @@ from proxystore_dask.scheduler_plugin import (
     COMPANY,
     FIND,
     HELLO,
+    PROBE,
     PROTOCOL,
     StoreLifetimes,
 )
@@ -616,15 +617,17 @@ class Client(_dask.HookedClient):
             if self._ps is None or self._ps.store is not store:
                 self._ps = _Backing(self, store, self._ps_threshold)
             try:
-                reaches = await self._ps_reaches(store)
+                lifetimes = await self._ps_enter(store)
             except StoreUnreachableError as error:
                 if not own:
                     raise
                 # Who has named no store is not to lose a program that works without one.
                 logger.warning("large arguments travel as in plain Dask: %s", error)
                 return
-            if reaches:
-                self._ps.leases.start(Lifetimes.GRAPH, anew=self._ps_anew)
+            if lifetimes is None:
+                return
+            if lifetimes is Lifetimes.GRAPH:
+                self._ps.leases.start(lifetimes, anew=self._ps_anew)
                 logger.info("large arguments go through %r", store.connector)
                 return
         assert self._ps is not None
@@ -643,7 +646,7 @@ class Client(_dask.HookedClient):
         assert self.scheduler is not None
         if self._ps_in_task:
             # What a task submits may outlive its worker, and this process's own store does not.
-            reply = await self._ps_hello()
+            reply = await self._ps_ask(HELLO)
             if reply.get("store"):
                 offered: Ref = pickle.loads(reply["store"])
                 yield offered.store
@@ -654,48 +657,83 @@ class Client(_dask.HookedClient):
             yield open_store(None, shared=False)
         yield open_store(None, shared=True)
 
-    async def _ps_reaches(self, store: Store[Any]) -> bool:
-        """Whether the scheduler runs our plugin and can evict from `store`."""
+    async def _ps_enter(self, store: Store[Any]) -> Lifetimes | None:
+        """Find out who can evict from `store`; None: nobody can get what is stored there.
+
+        Raises:
+            StoreUnreachableError: Workers cannot.
+        """
+        before = self._ps_group
+        reply = await self._ps_hello(store, before)
+        seen = await self._ps_probe(store)
+        group = reply.get("group")
+        reachable = reply.get("protocol") == PROTOCOL and bool(seen.get("reachable"))
+        self._ps_anew = before is not None and before != group
+        self._ps_group = group if reachable else None
+        if before is not None and before != group and not reachable:
+            # The plugin of before is gone, and this one does not evict in its place.
+            await asyncio.get_running_loop().run_in_executor(None, sweep, store, before)
+        if seen.get("unreadable"):
+            logger.warning(
+                "large arguments travel as in plain Dask: the scheduler cannot read what refers to "
+                "objects in %r (%s); install there what the store needs",
+                store.connector,
+                seen["unreadable"],
+            )
+            return None
+        return Lifetimes.GRAPH if reachable else Lifetimes.CLIENT
+
+    async def _ps_hello(self, store: Store[Any], before: str | None) -> dict[str, Any]:
+        """Tell the plugin what this client will store, and hear who else is there.
+
+        Args:
+            store: Where.
+            before: The group of the plugin that this client was connected to. What is left of its
+                tasks, the next one evicts: it knows which of them were on their way in between,
+                with names of before.
+        """
         assert self._ps is not None
         leases = self._ps.leases
         leases.prefix = str(uuid.uuid4())
+        # Events may come before the reply, and say more.
+        leases.has_company = self._ps_others_results = False
         self.subscribe_topic(COMPANY, self._ps_company)
-        # What is left of tasks of a scheduler that is gone, the next one evicts: it knows which
-        # tasks were on their way in between, with names of before.
-        await self._ps_hello(
+        reply = await self._ps_ask(
+            HELLO,
             client=self.id,
             prefix=leases.prefix,
             place=pickle.dumps(store.config()),
-            former=self._ps_group or "",
+            former=before or "",
         )
+        leases.has_company |= bool(reply.get("company"))
+        self._ps_others_results |= bool(reply.get("others_results"))
+        self._ps_process = str(reply.get("process", ""))
+        return reply
+
+    async def _ps_probe(self, store: Store[Any]) -> dict[str, Any]:
+        """Have everybody look at an object; what the plugin sees.
+
+        Raises:
+            StoreUnreachableError: Workers cannot get it.
+        """
+        assert self._ps is not None
         loop = asyncio.get_running_loop()
-        probe = await loop.run_in_executor(None, leases.probe)
+        probe = await loop.run_in_executor(None, self._ps.leases.probe)
         try:
             pickled = pickle.dumps(probe)
-            reply = await self._ps_hello(
-                client=self.id,
-                probe=pickled,
-                offered_by=None if self._ps_in_task else self.id,
-            )
+            offered_by = None if self._ps_in_task else self.id
+            seen = await self._ps_ask(PROBE, probe=pickled, offered_by=offered_by)
             answers = {} if self._ps_in_task else await self._ps_ask_workers(pickled)
         finally:
             probe.evict()
         check(store, answers)
-        reachable = reply.get("protocol") == PROTOCOL and bool(reply.get("reachable"))
-        before, self._ps_group = self._ps_group, reply["group"] if reachable else None
-        leases.has_company = bool(reply.get("company"))
-        self._ps_others_results = bool(reply.get("others_results"))
-        self._ps_process = str(reply.get("process", ""))
-        self._ps_anew = before is not None and before != self._ps_group
-        if before is not None and not reachable:
-            await loop.run_in_executor(None, sweep, store, before)
-        return reachable
+        return seen
 
     def _ps_company(self, event: Any) -> None:
         _, said = event
         if self._ps is not None and self.id in said.get("clients", ()):
             self._ps.leases.has_company = True
-        if self.id not in said.get("with_results", (self.id,)):
+        if not {self.id}.issuperset(said.get("with_results", ())):
             self._ps_others_results = True
 
     async def _ps_ask_workers(self, probe: bytes) -> Any:
@@ -708,11 +746,11 @@ class Client(_dask.HookedClient):
             )
             return {}
 
-    async def _ps_hello(self, **what: Any) -> dict[str, Any]:
-        """What the plugin says of itself; nothing if there is none."""
+    async def _ps_ask(self, handler: str, **what: Any) -> dict[str, Any]:
+        """What the plugin answers; nothing if there is none."""
         try:
             # A scheduler without a handler of this name answers None.
-            return await getattr(self.scheduler, HELLO)(**what) or {}
+            return await getattr(self.scheduler, handler)(**what) or {}
         except (ValueError, TypeError) as error:
             logger.info("the scheduler does not talk about stores: %s", error)
             return {}

@@ -110,6 +110,7 @@ class Leases:
         Args:
             lifetimes: Who evicts from now on.
             anew: The scheduler of before is gone, with its tasks. This one shall evict for it.
+                Otherwise it is the same one, and has evicted when the connection was lost.
         """
         with self._lock:
             self._lifetimes = lifetimes
@@ -117,6 +118,12 @@ class Leases:
             if anew:
                 past, self._past = list(self._past), deque(maxlen=_PAST)
                 waiting = [*((LEASE_END, ref) for ref in past), *waiting]
+            else:
+                untold = {ref.id for op, ref in waiting if op == LEASE and self._is_current(ref)}
+                gone = self.ledger.disown(lambda ref: ref.id not in untold)
+                # One that was on its way to the store may have come after the eviction.
+                waiting = [each for each in waiting if each[0] == LEASE_END or each[1].id in untold]
+                waiting += ((LEASE_END, ref) for ref in gone)
             for ref in self.ledger.live:
                 self._deliver(LEASE, ref)
             for op, ref in waiting:
@@ -139,6 +146,12 @@ class Leases:
     def _name(self) -> str:
         # A forked child counts on from where its parent was.
         return f"{self.prefix}.{os.getpid()}-{next(self._numbers)}"
+
+    def _is_current(self, ref: Ref) -> bool:
+        """Whether an object was stored on this connection, as far as its name can tell."""
+        if not isinstance(self.ledger.store.connector, EnumerableConnector):
+            return True
+        return str(ref.id[1]).startswith(self.prefix)
 
     def keep(self, future: Future[Any], holds: Iterable[Hold]) -> None:
         """Keep the objects behind `holds` for as long as `future` lives and is not cancelled.

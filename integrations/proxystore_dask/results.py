@@ -409,18 +409,22 @@ class StoredKeys:
         self._keys: set[Any] = set()
         self._prune_from = 1000
         self._misses: dict[Any, int] = {}
+        # A future may come back from a variable, or be on its way from another thread.
+        self._has_forgotten = False
 
     def __bool__(self) -> bool:
-        return bool(self._keys)
+        return bool(self._keys) or self._has_forgotten
 
     def __contains__(self, key: Any) -> bool:
-        return key in self._keys
+        return self._has_forgotten or key in self._keys
 
     def add(self, keys: Collection[Any]) -> None:
         """More of them. Those that no future is left of go, now and then."""
         client = self._client()
         if client is not None and len(self._keys) > self._prune_from:
+            known = len(self._keys)
             self._keys.intersection_update(client.futures)
+            self._has_forgotten |= len(self._keys) < known
             self._prune_from = 2 * len(self._keys) + 1000
         self._keys.update(keys)
 

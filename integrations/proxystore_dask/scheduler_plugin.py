@@ -5,6 +5,8 @@ Rules of this file:
 * An object is needed while a *task* mentions it: from the graph's arrival until the scheduler has
   forgotten the task. "Released" is too early (a lost result is recomputed), "finished" far too
   early.
+* Only what has been told of is evicted: by a lease, or as a result. A client whose objects cannot
+  be seen from here evicts them itself, and its tasks mention them all the same.
 * An object is needed while a client holds a *lease* on it: from before the graph is sent until no
   future made from the object is left in that client. A client that is about to store the same
   content asks first, if it is not alone, and gets a lease on what is there. Leases bridge the time
@@ -55,13 +57,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Counts up when messages change their meaning; a client refuses a scheduler with another number.
-PROTOCOL = 3
+PROTOCOL = 4
 
 PACKAGE = "proxystore_dask"
 
 LEASE = "proxystore-lease"
 LEASE_END = "proxystore-lease-end"
 HELLO = "proxystore_hello"
+PROBE = "proxystore_probe"
 FIND = "proxystore_find"
 GOODBYE = "proxystore_goodbye"
 # The event for clients that hear that they are not the only ones in their store, and not the only
@@ -159,7 +162,13 @@ class StoreLifetimes(SchedulerPlugin):
             {LEASE: self._lease, LEASE_END: self._lease_end, RESULT: self._result}
         )
         scheduler.handlers.update(
-            {HELLO: self._hello, FIND: self._find, GOODBYE: self._goodbye, STATS: self._stats}
+            {
+                HELLO: self._hello,
+                PROBE: self._probed,
+                FIND: self._find,
+                GOODBYE: self._goodbye,
+                STATS: self._stats,
+            }
         )
         self._worker_metrics = scheduler.cumulative_worker_metrics
         self._log_event = scheduler.log_event
@@ -348,8 +357,6 @@ class StoreLifetimes(SchedulerPlugin):
 
     async def _hello(
         self,
-        probe: bytes | None = None,
-        offered_by: str | None = None,
         client: str | None = None,
         prefix: str = "",
         place: bytes = b"",
@@ -358,15 +365,11 @@ class StoreLifetimes(SchedulerPlugin):
         """Tell a client what it can expect.
 
         Args:
-            probe: A reference to an object in the client's store: can it be seen, and so evicted,
-                from here?
-            offered_by: The client's id, if tasks that submit tasks may use its store.
-            client: The id of a client that will store objects.
+            client: The id of a client that will store objects. None: it only asks.
             prefix: How their names will begin.
             place: The configuration of the store where they will be.
             former: The group of the scheduler that it was connected to before.
         """
-        loop = asyncio.get_running_loop()
         # If it is gone already, it has not stored anything.
         if client in self._clients and prefix:
             self._prefixes[client] = prefix
@@ -378,24 +381,30 @@ class StoreLifetimes(SchedulerPlugin):
             company = self._company(client)
             if len(company) == 2:  # for the one that was alone; others know
                 self._log_event(COMPANY, {"clients": company})
-            await loop.run_in_executor(self._pool, self._can_open, place)
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._can_open, place)
             if former and former not in self._groups:
                 self._groups.add(former)
                 self._sweep_groups_soon()
-        reachable = probe is not None and await loop.run_in_executor(
-            self._pool, self._can_see, probe
-        )
-        if reachable and offered_by is not None:
-            self._offers[offered_by] = probe
         return {
             "protocol": PROTOCOL,
-            "reachable": reachable,
             "store": next(iter(self._offers.values()), None),
             "group": self.group,
             "company": bool(self._company(client)),
             "others_results": not self._with_results <= {client},
             "process": identity(),
         }
+
+    async def _probed(self, probe: bytes, offered_by: str | None = None) -> dict[str, Any]:
+        """Tell a client whether its objects can be seen, and so evicted, from here.
+
+        Args:
+            probe: A reference to one.
+            offered_by: The client's id, if tasks that submit tasks may use its store.
+        """
+        seen = await asyncio.get_running_loop().run_in_executor(self._pool, self._can_see, probe)
+        if seen["reachable"] and offered_by in self._clients:
+            self._offers[offered_by] = probe
+        return seen
 
     def _company(self, client: str | None) -> list[str]:
         """The clients that store in the same place, this one among them; none if it is alone."""
@@ -491,8 +500,7 @@ class StoreLifetimes(SchedulerPlugin):
         # Thousands of tasks that share an argument share what stands for it here.
         self._mentions[task.key] = self._last_idents
         self.figures.mention(key_split(task.key), refs)
-        for ident, ref in refs.items():
-            self._learn(ref)
+        for ident in refs:
             self._tasks.setdefault(ident, set()).add(task.key)
 
     def _learn(self, ref: Ref) -> None:
@@ -623,13 +631,20 @@ class StoreLifetimes(SchedulerPlugin):
                 del self._stores[place]
         keeper.release()
 
-    def _can_see(self, probe: bytes) -> bool:
+    def _can_see(self, probe: bytes) -> dict[str, Any]:
+        """Whether an object is there; and what keeps references from being unpickled, if anything.
+
+        Nor can the scheduler read graphs that mention such objects.
+        """
         try:
             ref: Ref = pickle.loads(probe)
-            return self._store_of(ref).exists(ref.factory.key)
+        except Exception as error:  # noqa: BLE001 - a store's own module may raise anything
+            return {"reachable": False, "unreadable": f"{type(error).__name__}: {error}"}
+        try:
+            return {"reachable": self._store_of(ref).exists(ref.factory.key), "unreadable": ""}
         except Exception:
             logger.info("The scheduler cannot reach a client's store", exc_info=True)
-            return False
+            return {"reachable": False, "unreadable": ""}
 
     def _evict_batch(self, refs: Iterable[Ref]) -> list[Ref]:
         """Evict each object; those that could not be."""

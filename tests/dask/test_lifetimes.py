@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,31 @@ class TestCluster:
         objects.wait_until_empty()
         go.touch()
         del running
+
+    def test_closed_in_the_middle_of_a_put(self, cluster, array, objects, monkeypatch, at_once):
+        """In another thread, of which `close` does not know."""
+        inside, go = threading.Event(), threading.Event()
+        put = objects.store.put_dumped
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            inside.set()
+            assert go.wait(30)
+            return put(*args, **kwargs)
+
+        client = Client(cluster, ps_store=objects.store, ps_threshold="50 kB")
+        monkeypatch.setattr(objects.store, "put_dumped", slow)
+
+        def submit() -> None:
+            with pytest.raises(RuntimeError, match="closed"):
+                client.submit(total, array)
+
+        def close() -> None:
+            assert inside.wait(30)
+            client.close()
+            go.set()
+
+        at_once(submit, close)
+        assert len(objects) == 0
 
     def test_looking_at_a_client_that_has_closed_takes_no_time(self, cluster, array, objects):
         with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:

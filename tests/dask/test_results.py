@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from contextlib import ExitStack
@@ -203,6 +204,63 @@ class TestClientsThatDoNotKnow:
             assert other.compute(node).result() == (array + 1).sum()
             variable.delete()
             del made, taken, found
+
+    def test_of_two_that_want_the_same(self, cluster, client, objects, tmp_path, wait_until):
+        """The one that has not asked for it gets a result that is in the store."""
+        started, go = tmp_path / "started", tmp_path / "go"
+        with Client(
+            cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results="large"
+        ) as maker:
+            made = maker.submit(_made_later, str(started), str(go))
+            wait_until(started.exists)
+            same = client.submit(_made_later, str(started), str(go))
+            assert same.key == made.key
+            client.run_on_scheduler(lambda: None)  # it has heard of the second one
+            go.touch()
+            wait([made, same])
+            wait_until(lambda: client._ps_others_results)
+            assert client.submit(kinds, same).result() == ["ndarray"]
+            del made, same
+
+    def test_of_another_client_while_this_one_connects(
+        self, cluster, client, objects, array, monkeypatch, wait_until
+    ):
+        """It hears of that before its workers have answered, and does not forget it."""
+        made = []
+        ask = Client._ps_ask_workers
+
+        def make(other: Client) -> None:
+            made.append(client.submit(add_one, array, ps_results="large"))
+            wait(made)
+            Variable("meanwhile", client=client).set(made[0])
+            wait_until(lambda: other._ps_others_results)
+
+        async def and_meanwhile(self: Client, probe: bytes) -> Any:
+            monkeypatch.undo()
+            await asyncio.get_running_loop().run_in_executor(None, make, self)
+            return await ask(self, probe)
+
+        monkeypatch.setattr(Client, "_ps_ask_workers", and_meanwhile)
+        with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            theirs = Variable("meanwhile", client=other).get()
+            assert other.submit(kinds, theirs).result() == ["ndarray"]
+            Variable("meanwhile", client=client).delete()
+            del theirs
+            made.clear()
+
+    def test_own_ones_that_it_has_forgotten(self, storing, array, wait_until):
+        """A future may come back from a variable when thousands have come and gone."""
+        variable = Variable("forgotten", client=storing)
+        made = storing.submit(add_one, array)
+        variable.set(made)
+        del made
+        storing.gather(storing.map(identity, range(1_100)))
+        wait_until(lambda: not storing.futures)
+        assert storing.submit(identity, -1).result() == -1
+        back = variable.get()
+        assert storing.submit(kinds, back).result() == ["ndarray"]
+        variable.delete()
+        del back
 
     @pytest.mark.parametrize("results", ["large", "durable"])
     def test_what_only_looks_like_an_array(self, client, results):
@@ -435,5 +493,10 @@ def _die_before_telling(marker: str) -> Any:
 
 
 def _wait_and_make(started: str, go: str) -> Any:
+    wait_for(np.ones(1), started, go)
+    return np.ones(20_000)
+
+
+def _made_later(started: str, go: str) -> Any:
     wait_for(np.ones(1), started, go)
     return np.ones(20_000)

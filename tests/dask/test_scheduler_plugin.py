@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from dask_tasks import add_one, total
 from distributed import Nanny, wait
+from distributed.scheduler import ClientState
 from distributed.utils_test import async_poll_for, gen_cluster
 
 from proxystore.connectors.file import FileConnector
@@ -75,9 +76,14 @@ def end_lease(plugin: StoreLifetimes, ref: Ref, client: str) -> None:
 
 
 def add_task(scheduler: Any, plugin: StoreLifetimes, key: str, *refs: Ref) -> None:
+    """As a client does, that leases objects until their graph is there."""
+    for ref in refs:
+        lease(plugin, ref, "sender")
     spec = Task(key, total, *map(load_node, refs))
     scheduler.new_task(key, spec, "released")
     plugin.update_graph(scheduler, tasks=[key], keys={key})
+    for ref in refs:
+        end_lease(plugin, ref, "sender")
 
 
 def forget(scheduler: Any, key: str) -> None:
@@ -197,9 +203,29 @@ async def test_tasks_that_are_there_before_the_plugin(scheduler):
         ref = objects.put()
         scheduler.new_task("task", Task("task", total, load_node(ref)), "released")
         plugin = await started(scheduler)
+        lease(plugin, ref, "me")
+        end_lease(plugin, ref, "me")
         assert (await plugin._stats())["objects"] == 1
         forget(scheduler, "task")
         await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_what_only_tasks_mention_is_left_to_its_client(scheduler):
+    """One that was told that its objects cannot be seen from here leases nothing."""
+    with files() as objects:
+        plugin = await started(scheduler)
+        ref = objects.put()
+        spec = Task("task", total, load_node(ref))
+        scheduler.new_task("task", spec, "released")
+        plugin.update_graph(scheduler, tasks=["task"], keys={"task"})
+        assert (await plugin._stats())["objects"] == 0
+        forget(scheduler, "task")
+        other = objects.put()
+        lease(plugin, other, "me")
+        end_lease(plugin, other, "me")
+        await objects.wait_until(1)
+        assert ref.exists()
 
 
 @gen_cluster(nthreads=[])
@@ -234,16 +260,28 @@ async def test_hello(scheduler):
     plugin = await started(scheduler)
     with files() as objects:
         probe = objects.put()
-        seen = await plugin._hello(probe=pickle.dumps(probe), offered_by="me")
-        assert seen["reachable"]
+        scheduler.clients["me"] = ClientState("me")
+        seen = await plugin._probed(pickle.dumps(probe), offered_by="me")
+        assert seen == {"reachable": True, "unreadable": ""}
         assert pickle.loads((await plugin._hello())["store"]) == probe
         plugin.remove_client(scheduler, "me")
         assert (await plugin._hello())["store"] is None
         probe.evict()
-        gone = await plugin._hello(probe=pickle.dumps(probe), offered_by="me")
-        assert not gone["reachable"]
-        assert gone["store"] is None
-        assert not (await plugin._hello(probe=b"from another version"))["reachable"]
+        gone = await plugin._probed(pickle.dumps(probe), offered_by="me")
+        assert gone == {"reachable": False, "unreadable": ""}
+        assert (await plugin._hello())["store"] is None
+        unknown = await plugin._probed(b"from another version")
+        assert not unknown["reachable"]
+        assert unknown["unreadable"].startswith("UnpicklingError")
+
+
+@gen_cluster(nthreads=[])
+async def test_nobody_offers_a_store_when_it_is_gone(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        seen = await plugin._probed(pickle.dumps(objects.put()), offered_by="me")
+        assert seen["reachable"]
+        assert (await plugin._hello())["store"] is None
 
 
 @gen_cluster(nthreads=[])

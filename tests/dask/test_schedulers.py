@@ -16,10 +16,12 @@ from typing import Any
 import dask_tasks
 import numpy as np
 import pytest
-from dask_tasks import add_one, total
+from dask_tasks import KeysOfItsOwn, add_one, total
 from distributed import Client as DaskClient
 from distributed import LocalCluster, wait
 
+from proxystore.store import Store
+from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore_dask import Client, StoreLifetimes
 from proxystore_dask import client as client_module
 
@@ -196,6 +198,18 @@ class TestInAProcessOfItsOwn:
         assert len(objects) == 0
 
 
+class _LookedAt:
+    """An argument that Dask looks at when the large ones have been stored."""
+
+    @staticmethod
+    def then() -> None:
+        pass
+
+    def __dask_tokenize__(self) -> str:
+        self.then()
+        return "looked at"
+
+
 class TestConnections:
     def test_a_connection_that_breaks(self, client, cluster, array, objects, wait_until):
         """The scheduler has ended our leases, so nothing from before may be used again."""
@@ -208,8 +222,65 @@ class TestConnections:
         assert after.result() == array.sum()
         assert client.ps_stats().puts == 2
 
+    def test_one_that_breaks_while_a_call_is_on_its_way(
+        self, client, cluster, array, objects, wait_until, monkeypatch
+    ):
+        """What was stored before it is gone: not for this call only, nobody may get it again."""
+
+        def break_off() -> None:
+            monkeypatch.undo()
+            cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
+            wait_until(lambda: client.ps_stats().lifetimes is None)
+            wait_until(lambda: client.ps_stats().lifetimes == "graph")
+
+        with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
+            monkeypatch.setattr(_LookedAt, "then", staticmethod(break_off))
+            broken = client.submit(total, array, times=_LookedAt())
+            assert isinstance(broken.exception(), ProxyResolveMissingKeyError)
+            assert client.submit(total, array).result() == array.sum()
+            assert other.submit(total, array, times=2).result() == 2 * array.sum()
+            del broken
+
+    def test_a_scheduler_that_cannot_look_at_the_moment(
+        self, client, cluster, objects, monkeypatch, wait_until, array
+    ):
+        """Others go on as they were, and this client keeps its objects itself."""
+        with Client(
+            cluster, ps_store=objects.store, ps_threshold="50 kB", ps_results="large"
+        ) as other:
+            theirs = other.submit(add_one, array, key="theirs")
+            wait(theirs)
+            plugin = cluster.scheduler.plugins["proxystore"]
+            seen = {"reachable": False, "unreadable": ""}
+            monkeypatch.setattr(plugin, "_can_see", lambda probe: seen)
+            cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
+            wait_until(lambda: client.ps_stats().lifetimes == "client")
+            monkeypatch.undo()
+            # A known key: its task mentions another object, and `held` needs this one.
+            known = [client.submit(total, array + i, key="known") for i in range(2)]
+            held = known[1]
+            assert client.submit(total, array + 1, times=2).result() == 2 * (array + 1).sum()
+            wait_until(lambda: "known" in cluster.scheduler.tasks)
+            wait_until(lambda: len(cluster.scheduler.tasks) == 2)
+            assert client.submit(total, array + 1, times=3).result() == 3 * (array + 1).sum()
+            assert np.array_equal(theirs.result(), array + 1)
+            del known, held, theirs
+
 
 class TestOfNoHelp:
+    def test_one_that_cannot_read_references(self, processes, array, tmp_path, caplog):
+        """Graphs with them would not survive there."""
+        processes.start_scheduler(search_path="")
+        processes.start_worker()
+        with (
+            Store("own-keys", KeysOfItsOwn(tmp_path / "objects")) as store,
+            Client(processes.address, ps_store=store, ps_threshold="50 kB") as client,
+        ):
+            assert "as in plain Dask" in caplog.text
+            assert "No module named 'dask_tasks'" in caplog.text
+            assert client.submit(np.sum, array).result() == array.sum()
+            assert client.ps_stats().puts == 0
+
     def test_one_that_cannot_import_us(self, processes, objects, array, tmp_path, caplog):
         """Arguments travel as in plain Dask: load nodes would not survive there."""
         without = tmp_path / "without" / "proxystore_dask"

@@ -155,6 +155,43 @@ def test_what_is_stored_while_it_is_being_closed_is_given_up(store):
     assert not store.connector._store
 
 
+def test_what_is_stored_after_it_was_closed_is_evicted_by_nobody_else(store, monkeypatch):
+    """Who is told of what nobody needs may be gone."""
+    told = []
+    ledger = Ledger(store, on_unneeded=told.append)
+    put = store.put_dumped
+
+    def closing(*args, **kwargs):
+        key = put(*args, **kwargs)
+        ledger.close()
+        return key
+
+    monkeypatch.setattr(store, "put_dumped", closing)
+    with pytest.raises(RuntimeError, match="closed"):
+        ledger.hold([1])
+    assert not store.connector._store
+    assert told == []
+
+
+def test_what_others_have_evicted_is_stored_again(store):
+    told = []
+    ledger = Ledger(store, on_unneeded=told.append)
+    gone, kept = ledger.hold([1]), ledger.hold([2])
+    gone.ref.evict()
+    assert ledger.disown(lambda ref: not ref.exists()) == [gone.ref]
+    assert ledger.live == (kept.ref,)
+    again = ledger.hold([1])
+    assert again.ref.id != gone.ref.id
+    gone.release()
+    ledger.flush()
+    assert told == []
+    assert again.ref.exists()
+    again.release()
+    ledger.flush()
+    assert told == [again.ref]
+    ledger.close()
+
+
 def test_an_eviction_that_fails_does_not_stop_the_others(store, caplog):
     def evict(ref):
         if ref.nbytes > 1000:

@@ -228,7 +228,9 @@ class Ledger:
                 if digest is not None:
                     self._by_digest[digest] = entry
                 return self._hold(entry)
-        self._unneeded(ref)  # closed meanwhile: nobody else would give it up
+            self._stats = replace(self._stats, unneeded=self._stats.unneeded + 1)
+        # Closed meanwhile: nobody has it, and who hears of what is unneeded may be gone, too.
+        self.store.evict(ref.factory.key)
         raise self._is_closed()
 
     def _take(self, ref: Ref) -> Hold:
@@ -278,6 +280,25 @@ class Ledger:
         """Never report an object as unneeded from now on."""
         with self._lock:
             self._kept.add(ref.id)
+
+    def disown(self, is_gone: Callable[[Ref], bool]) -> list[Ref]:
+        """Forget objects that somebody else has evicted; the same content is stored again.
+
+        Holds on them stay, and mean nothing.
+
+        Args:
+            is_gone: Says which; must not call the ledger.
+
+        Returns:
+            What was forgotten. Nothing is reported as unneeded.
+        """
+        with self._lock:
+            gone = [entry for entry in self._by_id.values() if is_gone(entry.ref)]
+            for entry in gone:
+                del self._by_id[entry.ref.id]
+                if entry.digest is not None:
+                    del self._by_digest[entry.digest]
+        return [entry.ref for entry in gone]
 
     # -- giving back
 

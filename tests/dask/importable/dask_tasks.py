@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import get_client, secede
@@ -224,6 +224,19 @@ class OfOneProcess(FileConnector):
 
     def config(self) -> dict[str, Any]:
         return {"directory": str(self.store_dir), "pid": self.pid}
+
+
+class OwnKey(NamedTuple):
+    """A key of a class that not every process can import."""
+
+    filename: str
+
+
+class KeysOfItsOwn(FileConnector):
+    """A file connector whose keys are `OwnKey`."""
+
+    def named_key(self, name: str) -> Any:
+        return OwnKey(name)
 
 
 class SlowElsewhere(OfOneProcess):
