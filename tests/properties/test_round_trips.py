@@ -422,7 +422,7 @@ def test_arrays_of_each_dtype(through: Way, dtype: Any) -> None:
         np.arange(100_000.0)[::2],
         np.arange(100_000.0).reshape(100, 1000).T,
         np.float64(1.5),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "s"),
         np.str_("x"),
         np.void(b"abc"),
         np.dtype("f2"),
@@ -442,6 +442,7 @@ def test_arrays_of_special_kinds(through: Way, array: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # NumPy 2.5
 @pytest.mark.parametrize("size", [6, 60_000])
 def test_subclasses_of_arrays(through: Way, size: int, tmp_path: Any) -> None:
     tagged = np.arange(size).view(Tagged)
