@@ -93,7 +93,7 @@ bench: $(VENV)/.test  ## Measure against plain Dask, plain Parsl and the other p
 docs: $(VENV)/.docs  ## Build the documentation into site/ (SERVE=1: serve it on localhost)
 	@echo "docs: mkdocs $(if $(SERVE),serve,build --strict)"
 	@$(PY) -m mkdocs $(if $(SERVE),serve,--quiet build --strict)
-	@$(if $(SERVE),,echo "docs: open site/index.html")
+	@$(if $(SERVE),,echo "docs: open site/index.html (with a search: make docs SERVE=1)")
 
 clean:  ## Remove all environments and everything that was built
 	@echo "clean: $(VENV), $(OLDEST), $(PEER), caches, site/, dist/, build/"
