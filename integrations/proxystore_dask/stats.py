@@ -80,12 +80,13 @@ def stats_html(stats: StoreStats, dashboard_link: str | None = None) -> str:
         page = html.escape(dashboard_link.removesuffix("status") + PAGE)
         rows.append(("Dashboard", f'<a href="{page}" target="_blank">{page}</a>'))
     cells = "".join(
-        '<tr><td style="text-align: left; white-space: nowrap;">'
-        f"<strong>{name}:</strong></td>"
+        f'<tr><td style="text-align: left;"><strong>{name}:</strong></td>'
         f'<td style="text-align: left; overflow-wrap: anywhere;">{value}</td></tr>'
         for name, value in rows
     )
+    # Notebooks fix the layout of tables: both columns are then of one width, whatever is in them.
+    style = "width: 100%; table-layout: auto; text-align: left;"
     return (
         '<div style="margin-left: 48px;"><h3 style="margin-bottom: 0px;">Objects by reference</h3>'
-        f'<table style="width: 100%; text-align: left;">{cells}</table></div>'
+        f'<table style="{style}">{cells}</table></div>'
     )
