@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask.utils import key_split
 from distributed.http.utils import RequestHandler
-from tornado.web import Application
+from tornado.web import Application, RedirectHandler
 
 import proxystore
 
@@ -109,7 +109,14 @@ def serve(scheduler: Scheduler, plugin: StoreLifetimes) -> Callable[[], None]:
     # Whatever ``--dashboard-prefix`` is, for plugins are not told.
     path = rf"/(?:.+/)?{PAGE}"
     given = {"dask_server": scheduler, "extra": {"plugin": plugin}}
-    application = Application([(f"{path}/?", _Page, given), (rf"{path}\.json", _Data, given)])
+    application = Application(
+        [
+            (path, _Page, given),
+            # The page's links are relative.
+            (f"{path}/", RedirectHandler, {"url": f"../{PAGE}", "permanent": False}),
+            (rf"{path}\.json", _Data, given),
+        ]
+    )
     applications = scheduler.http_application
     applications.add_application(application)
     pages = _dask_pages(scheduler)

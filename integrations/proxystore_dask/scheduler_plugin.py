@@ -475,7 +475,8 @@ class StoreLifetimes(SchedulerPlugin):
             config = ref.factory.store_config
             place = found.get(config.name)
             if place is None:
-                connector = _text(config.connector)
+                store = self._stores.get(repr(config))
+                connector = repr(store.connector) if store else _text(config.connector)
                 place = {"name": config.name, "connector": connector, "objects": 0, "nbytes": 0}
                 found[config.name] = place
             place["objects"] += 1

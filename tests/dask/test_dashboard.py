@@ -46,6 +46,8 @@ async def test_the_page(scheduler):
     await started(scheduler)
     for path in ("proxystore", "proxystore/", "behind/a/proxy/proxystore"):
         answer = await get(scheduler, path)
+        # Its links are relative.
+        assert answer.effective_url.endswith(f"/{path.rstrip('/')}")
         assert answer.headers["Content-Type"].startswith("text/html")
         text = answer.body.decode()
         assert "By graph key prefix" in text
@@ -74,6 +76,7 @@ async def test_figures_by_prefix_and_by_store(scheduler):
         metrics["execute", "add", "proxystore-load", "count"] = 3
         metrics["execute", "add", "proxystore-load", "seconds"] = 0.25
         metrics["execute", "gone", "proxystore-load", "bytes"] = 7
+        metrics["execute", "gone", "proxystore-failure", "count"] = 2
 
         found = await report(scheduler)
         everything = sum(ref.nbytes for ref in (shared, own, leased, other))
@@ -90,6 +93,7 @@ async def test_figures_by_prefix_and_by_store(scheduler):
             ("gone", 0, 0, 0, 0),
         ]
         assert found["prefixes"][1]["load_seconds"] == 0.25
+        assert found["prefixes"][2]["load_failures"] == totals["load_failures"] == 2
         assert [(place["name"], place["objects"]) for place in found["stores"]] == [
             ("two", 1),
             ("one", 3),
@@ -118,6 +122,7 @@ async def test_the_page_asks_for_figures_that_there_are(scheduler):
         "data": found,
         "t": found["totals"],
         "p": found["prefixes"][0],
+        "got": found["prefixes"][0],
         "s": found["stores"][0],
     }.items():
         used = set(re.findall(rf"\b{name}\.(\w+)(?!\w*\()", script))
@@ -143,6 +148,17 @@ async def test_passwords_are_not_shown(scheduler):
         assert place["connector"].startswith("RedisConnector(hostname='host'")
         assert "hunter2" not in place["connector"]
         plugin._objects.clear()
+
+
+@gen_cluster(nthreads=[])
+async def test_a_store_that_is_open_is_described_as_its_client_does(scheduler):
+    plugin = await started(scheduler)
+    with Store("open", LocalConnector(), register=True) as store:
+        ref = store_object(store, "x" * 1000)
+        plugin._learn(ref)
+        plugin._store_of(ref)
+        (place,) = (await report(scheduler))["stores"]
+        assert place["connector"] == repr(store.connector)
 
 
 @gen_cluster(nthreads=[])
