@@ -33,6 +33,7 @@ from typing_extensions import Self
 
 from proxystore.proxy import Proxy, extract, is_resolved
 from proxystore.store import Store, StoreConfig
+from proxystore.utils import bytes_to_readable
 from proxystore.workflow import Packer, Ref, open_store, parse_size
 from proxystore_parsl._log import logger
 from proxystore_parsl.arguments import packed_for, unwrapped_future
@@ -65,7 +66,7 @@ _INTERNAL = "_parsl_internal"
 
 @dataclass(frozen=True)
 class AppsStats:
-    """What a `StoreApps` has done so far.
+    """What a `StoreApps` has done so far; `str` of it is for people.
 
     Attributes:
         puts: Arguments stored.
@@ -84,6 +85,22 @@ class AppsStats:
     evicted: int = 0
     live: int = 0
     pending: int = 0
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"Stored: {_count(self.puts, 'argument')}, {bytes_to_readable(self.put_bytes, 1)}",
+                f"Stored already when wanted: {_count(self.reused, 'argument')}",
+                f"Stored by workers: {_count(self.results, 'result')}",
+                f"Alive: {_count(self.live, 'object')}",
+                f"Evicted: {_count(self.evicted, 'object')}",
+                f"Not final: {_count(self.pending, 'call')}",
+            ]
+        )
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 class StoreApps(RepresentationMixin):

@@ -25,7 +25,7 @@ from parsl_tasks import (
 
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store
-from proxystore_parsl import ClosedError, StoreApps, lifetimes
+from proxystore_parsl import AppsStats, ClosedError, StoreApps, lifetimes
 
 pytestmark = pytest.mark.parsl
 
@@ -268,3 +268,14 @@ class TestClosing:
         assert (stats.puts, stats.results, stats.live, stats.pending) == (1, 1, 1, 0)
         assert array.nbytes <= stats.put_bytes <= array.nbytes + 1000
         assert app(small)("int").result() == 1
+
+    def test_stats_in_words(self):
+        stats = AppsStats(puts=1, put_bytes=16_100_000, reused=1234, results=2, evicted=3)
+        assert str(stats).splitlines() == [
+            "Stored: 1 argument, 16.1 MB",
+            "Stored already when wanted: 1,234 arguments",
+            "Stored by workers: 2 results",
+            "Alive: 0 objects",
+            "Evicted: 3 objects",
+            "Not final: 0 calls",
+        ]
