@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,17 @@ def test_c_functions(store: Store[Any]) -> None:
     raised("memoryview", memoryview, store.proxy(b"abc"))  # type: ignore[arg-type] # its error
     raised("join", "".join, [store.proxy("abc")])
     raised("constants", store.proxy, None)
+    array = np.ones(3)
+    raised("out", np.add, array, array, out=store.proxy(array))
+
+
+def test_module_that_is_not_here(store: Store[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("only_there")
+    module.Thing = type("Thing", (), {"__module__": "only_there"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_there", module)
+    key = store.put(module.Thing())
+    monkeypatch.delitem(sys.modules, "only_there")
+    raised("not_here", store.get, key)
 
 
 def test_redis_is_out_of_reach(tmp_path: Path) -> None:
@@ -226,6 +238,16 @@ def own_process_dies() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def a_connection() -> Any:
+    import sqlite3
+
+    return sqlite3.connect(":memory:")
+
+
+def log_into(path: str) -> None:
+    logging.getLogger("proxystore_dask").addHandler(logging.FileHandler(path))
+
+
 @pytest.fixture(scope="module")
 def clusters() -> Iterator[tuple[Any, Any]]:
     """Two of them: with a worker process here, and with one on what seems to be another host."""
@@ -311,6 +333,26 @@ class TestDask:
             weights = {"weights": [UNPICKLABLE]}
             raised("dask_argument", client.submit, total, np.ones(1_000_000), weights)
 
+    def test_results_that_stay_in_dask(self, cluster: Any, tmp_path: Path) -> None:
+        import distributed
+
+        from proxystore_dask import Client
+
+        with Client(cluster) as client:
+            client.run(log_into, str(tmp_path / "log"))
+            for results in (0, "durable"):
+                future = client.submit(a_connection, ps_results=results, pure=False)
+                distributed.wait(future)
+        stays, is_lost = (tmp_path / "log").read_text().splitlines()
+        check("dask_result_stays", stays)
+        check("dask_result_is_not_kept", is_lost)
+
+    def test_proxy_in_place_of_an_iterable(self, cluster: Any, store: Store[Any]) -> None:
+        from proxystore_dask import Client
+
+        with Client(cluster) as client:
+            raised("dask_iterator", client.scatter, store.proxy([1, 2, 3]))
+
     def test_closures(self, cluster: Any) -> None:
         from proxystore_dask import Client
 
@@ -379,12 +421,6 @@ class TestDask:
 
 
 # ------------------------------------------------------------------------------------ Parsl
-
-
-def a_connection() -> Any:
-    import sqlite3
-
-    return sqlite3.connect(":memory:")
 
 
 def ramp(n: int) -> Any:
