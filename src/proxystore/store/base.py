@@ -118,7 +118,7 @@ class Store(Generic[ConnectorT]):
         _check_arguments(name, connector, cache_size, verify)
         cache_bytes = size_from(cache_bytes, "cache_bytes")
         self._name = name
-        self.connector = connector
+        self.connector: ConnectorT = connector
         self.cache: LRUCache[ConnectorKeyT, _Cached] = LRUCache(cache_size, maxbytes=cache_bytes)
         self.populate_target = populate_target
         self.auto_register = register
