@@ -67,6 +67,8 @@ async def test_figures_by_prefix_and_by_store(scheduler):
     ):
         shared, own, leased = (store_object(one, "x" * n) for n in (1000, 2000, 3000))
         other = store_object(two, "x" * 50_000)
+        for ref in (shared, own, other):
+            plugin._learn(ref)  # as from a lease, before a graph mentions it
         specs = {"add-1": [shared], "add-2": [shared, own], ("mul-3", 0): [shared, other]}
         for key, refs in specs.items():
             scheduler.new_task(key, Task(key, total, *map(load_node, refs)), "released")
@@ -115,6 +117,7 @@ async def test_the_page_asks_for_figures_that_there_are(scheduler):
     script = (await get(scheduler, "proxystore")).body.decode().partition("<script>")[2]
     with Store("fields", LocalConnector(), register=True) as store:
         ref = store_object(store, "x" * 1000)
+        plugin._learn(ref)
         scheduler.new_task("add", Task("add", total, load_node(ref)), "released")
         plugin.update_graph(scheduler, tasks=["add"])
         found = await report(scheduler)

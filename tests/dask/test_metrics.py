@@ -104,6 +104,7 @@ async def test_prometheus_gets_the_figures(scheduler):
     with Store("metrics", LocalConnector(), register=True) as store:
         leased, mentioned = put(store), put(store)
         plugin._lease(ref=pickle.dumps(leased), client="me")
+        plugin._learn(mentioned)  # as from a lease, before a graph mentions it
         scheduler.new_task("task", Task("task", total, load_node(mentioned)), "released")
         plugin.update_graph(scheduler, tasks=["task"])
         scheduler.cumulative_worker_metrics["execute", "task", "proxystore-hit", "count"] += 5
