@@ -8,7 +8,7 @@ what is said of a task (that it is cancelled, that nobody wants it) reaches the 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import uuid
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -91,15 +91,12 @@ def _ignore(error: BaseException) -> None:
     pass  # the client is closed, and its scheduler knows
 
 
-_numbers = itertools.count()
-
-
 class Promise:
     """An object that will be stored. Stands for the hold on it, too.
 
     Attributes:
         kept: The reference to it; None before it is stored.
-        number: Another one for each promise.
+        name: Another one for each promise, whatever process makes it: keys of tasks are made of it.
         type_name: As for `Ref`.
     """
 
@@ -107,7 +104,7 @@ class Promise:
         self._obj = obj
         self._hold: Hold | None = None
         self.kept: Ref | None = None
-        self.number = next(_numbers)
+        self.name = uuid.uuid4().hex
         self.type_name = type_name
 
     # Made anew, and not kept: in a cycle the hold would outlive the future.
@@ -149,7 +146,7 @@ class PromisedRef(Ref):
     @property
     def id(self) -> RefId:
         """Another one for each promise: nobody has looked at the content."""
-        return ("promised", self.promise.number)
+        return ("promised", self.promise.name)
 
     def __copy__(self) -> PromisedRef:
         return PromisedRef(self.promise, self.type_name)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import dask
@@ -198,6 +202,43 @@ class TestTrouble:
             assert client.ps_stats().puts == 1
 
         in_event_loop(program)
+
+
+class TestProcesses:
+    PROGRAM = """
+import asyncio, sys
+import numpy as np
+from dask_tasks import total
+from proxystore_dask import Client
+
+async def main(address, value):
+    async with Client(address, asynchronous=True, ps_threshold="50 kB") as client:
+        future = client.submit(total, np.full(20_000, float(value)))
+        print(await future, flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+    def test_other_data_of_another_process_is_another_task(self, cluster):
+        """Also where both are the first that their processes submit."""
+        with ExitStack() as stack:
+
+            def start(value: int) -> Any:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", self.PROGRAM, cluster.scheduler_address, str(value)],
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                stack.enter_context(process)
+                stack.callback(process.communicate, "go on\n")
+                return process
+
+            one = start(1)
+            assert float(one.stdout.readline()) == 20_000
+            assert float(start(2).stdout.readline()) == 40_000
 
 
 def _scaled(i: int, by: Any) -> float:
