@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +20,7 @@ from dask_tasks import Unpicklable, add_one, kinds, total
 from distributed import wait
 
 from proxystore.serialize import SerializationError
+from proxystore.workflow.refs import frames_size
 from proxystore_dask import Client
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
@@ -30,20 +32,22 @@ class SlowStore:
     def __init__(self, objects: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = threading.Event()
         self.threads: set[int] = set()
-        put = objects.store.connector.put_buffers
+        put = objects.store.put_dumped
 
-        def slow(parts: Any) -> Any:
-            if sum(memoryview(part).nbytes for part in parts) > 50_000:  # no probe
+        def slow(data: Any, **kwargs: Any) -> Any:
+            if frames_size(data) > 50_000:  # no probe
                 self.threads.add(threading.get_ident())
                 assert self.go.wait(30)
-            return put(parts)
+            return put(data, **kwargs)
 
-        monkeypatch.setattr(objects.store.connector, "put_buffers", slow)
+        monkeypatch.setattr(objects.store, "put_dumped", slow)
 
 
 @pytest.fixture
-def slow(objects: Any, monkeypatch: pytest.MonkeyPatch) -> SlowStore:
-    return SlowStore(objects, monkeypatch)
+def slow(objects: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
+    slow = SlowStore(objects, monkeypatch)
+    yield slow
+    assert slow.threads, "nothing was stored through it"
 
 
 async def loop_goes_on() -> None:
