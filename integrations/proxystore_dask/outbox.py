@@ -114,10 +114,12 @@ class Promise:
         return PromisedRef(self, self.type_name)
 
     def keep(self, ledger: Ledger) -> None:
-        """Store the object."""
+        """Store the object, unless that is done. If it raises, the next call tries again."""
+        # Before the look: while a job that was cancelled ends in its thread, the next one may be in
+        # another, and either may keep the object.
+        obj = self._obj
         if self.kept is not None:
             return
-        obj, self._obj = self._obj, None
         try:
             self._hold = ledger.hold(obj)
             self.kept = self._hold.ref
@@ -125,6 +127,8 @@ class Promise:
             if not is_embedded(ledger.store):
                 raise
             self.kept = ValueRef(obj, self.type_name)  # as `Packer` does
+        # Not before: graphs that share the promise come after one that could not be stored.
+        self._obj = None
 
     def release(self) -> None:
         """Give the object back."""

@@ -191,6 +191,28 @@ class TestTrouble:
 
         in_event_loop(program)
 
+    def test_a_batch_that_cannot_be_stored(self, in_event_loop, objects, array, monkeypatch):
+        """The next one stores what they share, and never goes without."""
+        errors = [OSError("the first time")]
+        put = objects.store.put_dumped
+
+        def put_the_second_time(data: Any, **kwargs: Any) -> Any:
+            if frames_size(data) > 50_000 and errors:  # no probe
+                raise errors.pop()
+            return put(data, **kwargs)
+
+        monkeypatch.setattr(objects.store, "put_dumped", put_the_second_time)
+
+        async def program(client: Client) -> None:
+            futures = client.map(_scaled, [1, 2, 3, 4], batch_size=2, by=array)
+            for future in futures[:2]:
+                with pytest.raises(OSError, match="the first time"):
+                    await future
+            assert await client.gather(futures[2:]) == [3 * array.sum(), 4 * array.sum()]
+            assert client.ps_stats().puts == 1
+
+        in_event_loop(program)
+
     def test_closed_meanwhile(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             client.submit(total, array)
