@@ -220,15 +220,27 @@ class HookedClient(DaskClient):
         self._ps_cancelled(keys)
 
     async def _close(self, *args: Any, **kwargs: Any) -> None:
-        if self.status != "closed":
-            comm = getattr(self.scheduler_comm, "comm", None)
-            scheduler = None
-            # Without an address that was given, the scheduler was made for this client, and goes
-            # with it.
-            if comm is not None and not comm.closed() and self._start_arg is not None:
-                scheduler = comm.peer_address
-            await super()._close(*args, **kwargs)
-            await self._ps_closed(scheduler)
+        if self.status == "closed":
+            return
+        self.status = "closing"  # nothing more is stored from now on
+        try:
+            # As long as Dask waits for a connection: half of what `close` has by default.
+            await self._ps_outbox.drain(self._timeout, lambda: self._ps_scheduler() is None)
+        finally:  # also if whoever closes it does not wait that long
+            if self.status != "closed":
+                scheduler = self._ps_scheduler()
+                await super()._close(*args, **kwargs)
+                await self._ps_closed(scheduler)
+
+    def _ps_scheduler(self) -> str | None:
+        """The address of a scheduler that is still there, as far as is known, and stays."""
+        comm = getattr(self.scheduler_comm, "comm", None)
+        # Without an address that was given, the scheduler was made for this client, and goes
+        # with it.
+        if comm is None or comm.closed() or self._start_arg is None:
+            return None
+        address: str = comm.peer_address
+        return address
 
     async def _ps_connected(self) -> None:
         raise NotImplementedError

@@ -8,6 +8,8 @@ what is said of a task (that it is cancelled, that nobody wants it) reaches the 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from typing import Any
 from proxystore.connectors.exceptions import StorageFullError
 from proxystore.workflow import Hold, Ledger, Ref, RefId
 from proxystore.workflow.embedded import is_embedded
+
+logger = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -57,6 +61,26 @@ class Outbox:
         self._jobs.append((_nothing, lambda _: deliver(), _ignore))
         if self._working is None and self._loop is not None:  # it has ended just now
             self._loop.call_soon_threadsafe(self._start)
+
+    async def drain(self, seconds: float, is_in_vain: Callable[[], bool]) -> None:
+        """Wait until everything has been sent.
+
+        Args:
+            seconds: The longest wait. What has not been sent then is logged.
+            is_in_vain: Says whether nobody is there any more whom it could reach.
+        """
+        end = time.monotonic() + seconds
+        while self._jobs and not is_in_vain():
+            if time.monotonic() > end:
+                logger.warning(
+                    "what an asynchronous client had to say last has not been sent: its data "
+                    "was not stored within %s s",
+                    seconds,
+                )
+                return
+            self._start()
+            assert self._working is not None
+            await asyncio.wait([self._working], timeout=0.05)
 
     def _start(self) -> None:
         if self._jobs and self._working is None:

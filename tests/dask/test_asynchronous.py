@@ -9,15 +9,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
-from dask_tasks import Unpicklable, add_one, kinds, total
-from distributed import wait
+from dask_tasks import Unpicklable, add_one, kinds, total, wait_for
+from distributed import fire_and_forget, wait
 
 from proxystore.serialize import SerializationError
 from proxystore.workflow.refs import frames_size
@@ -226,6 +226,54 @@ class TestTrouble:
             futures = [client.submit(total, array.copy(), i) for i in range(4)]
             await client.gather(futures)
             assert client.ps_stats().puts == 1
+
+        in_event_loop(program)
+
+
+class TestClosing:
+    def test_what_is_on_its_way_is_sent(self, in_event_loop, slow, array, tmp_path, wait_until):
+        started, go = tmp_path / "started", tmp_path / "go"
+
+        async def program(client: Client) -> None:
+            fire_and_forget(client.submit(wait_for, array, str(started), str(go)))
+            closing = asyncio.ensure_future(client.close())
+            await asyncio.wait([closing], timeout=1)
+            slow.go.set()
+            await closing
+            await asyncio.to_thread(wait_until, started.exists)
+            go.touch()
+
+        in_event_loop(program)
+
+    @pytest.mark.parametrize("why", ["no connection", "Dask's limit", "the caller's limit"])
+    def test_it_waits_no_longer_than(self, why, in_event_loop, objects, array, monkeypatch, caplog):
+        too_late = threading.Event()
+        put = objects.store.put_dumped
+
+        def put_too_late(data: Any, **kwargs: Any) -> Any:
+            if frames_size(data) > 50_000:  # no probe
+                assert too_late.wait(30)
+                raise OSError("too late")
+            return put(data, **kwargs)
+
+        monkeypatch.setattr(objects.store, "put_dumped", put_too_late)
+
+        async def program(client: Client) -> None:
+            future = client.submit(total, array)
+            await loop_goes_on()
+            if why == "Dask's limit":
+                client._timeout = 0.2
+            closing = asyncio.ensure_future(client.close(0.2 if "caller" in why else 60))
+            await loop_goes_on()
+            if why == "no connection":
+                client.scheduler_comm.comm.abort()
+            expected = (TimeoutError, asyncio.TimeoutError)  # two classes before Python 3.11
+            with pytest.raises(expected) if "caller" in why else nullcontext():
+                await asyncio.wait_for(closing, 20)
+            assert client.status == "closed"
+            assert ("has not been sent" in caplog.text) == (why == "Dask's limit")
+            assert future.cancelled()
+            too_late.set()
 
         in_event_loop(program)
 

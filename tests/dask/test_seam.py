@@ -234,6 +234,8 @@ async def test_attributes_of_a_client(scheduler):
         assert client._state_handlers["erred"] == client._handle_task_erred
         assert client._stream_handlers["cancelled-keys"] == client._handle_cancelled_keys
         assert client.status == "running"
+        assert client._start_arg == scheduler.address
+        assert client._timeout > 0
         assert await client._started is client
         identity = await client.scheduler.identity(n_workers=0)
         assert identity["address"] == scheduler.address
