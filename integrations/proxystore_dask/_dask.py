@@ -121,6 +121,7 @@ class HookedClient(DaskClient):
     """
 
     _ps_outbox: Outbox
+    _ps_reconnecting: asyncio.Task[None] | None = None
 
     def _graph_to_futures(self, expr: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
         keys = list(keys)
@@ -200,10 +201,19 @@ class HookedClient(DaskClient):
         return self
 
     async def _reconnect(self) -> None:
+        await self._ps_stop_reconnecting()
         self._ps_disconnected()
         await super()._reconnect()
         if self.status == "running":
-            await self._ps_reconnected()
+            # Not awaited: it takes as long as the slowest worker, and distributed listens to the
+            # scheduler again when this method returns.
+            self._ps_reconnecting = asyncio.ensure_future(self._ps_reconnected())
+
+    async def _ps_stop_reconnecting(self) -> None:
+        task, self._ps_reconnecting = self._ps_reconnecting, None
+        while task is not None and not task.done():
+            task.cancel()  # more than once: `wait_for` may miss one, before Python 3.12
+            await asyncio.wait([task], timeout=1)
 
     def _handle_restart(self) -> None:
         super()._handle_restart()
@@ -228,6 +238,7 @@ class HookedClient(DaskClient):
             await self._ps_outbox.drain(self._timeout, lambda: self._ps_scheduler() is None)
         finally:  # also if whoever closes it does not wait that long
             if self.status != "closed":
+                await self._ps_stop_reconnecting()
                 scheduler = self._ps_scheduler()
                 await super()._close(*args, **kwargs)
                 await self._ps_closed(scheduler)
@@ -246,6 +257,7 @@ class HookedClient(DaskClient):
         raise NotImplementedError
 
     async def _ps_reconnected(self) -> None:
+        """Runs beside everything else; cancelled when the connection is lost again, or closed."""
         raise NotImplementedError
 
     def _ps_disconnected(self) -> None:

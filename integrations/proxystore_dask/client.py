@@ -718,7 +718,12 @@ class Client(_dask.HookedClient):
         """
         assert self._ps is not None
         loop = asyncio.get_running_loop()
-        probe = await loop.run_in_executor(None, self._ps.leases.probe)
+        storing = loop.run_in_executor(None, self._ps.leases.probe)
+        try:
+            probe = await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            storing.add_done_callback(_evict_stored)  # its thread goes on
+            raise
         try:
             pickled = pickle.dumps(probe)
             offered_by = None if self._ps_in_task else self.id
@@ -797,6 +802,11 @@ class Client(_dask.HookedClient):
 
 def _timeout(given: Any) -> Any:
     return dask.config.get("distributed.comm.timeouts.connect") if given is no_default else given
+
+
+def _evict_stored(storing: asyncio.Future[Ref]) -> None:
+    if not storing.cancelled() and storing.exception() is None:
+        storing.result().evict()
 
 
 def _keep_nothing(futures: object) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import dask_tasks
 import numpy as np
 import pytest
-from dask_tasks import KeysOfItsOwn, add_one, total
+from dask_tasks import KeysOfItsOwn, add_one, total, wait_for
 from distributed import Client as DaskClient
 from distributed import LocalCluster, wait
 
@@ -210,6 +211,16 @@ class _LookedAt:
         return "looked at"
 
 
+def break_connection(
+    client: Client, cluster: LocalCluster, wait_until: Callable[..., None]
+) -> None:
+    """Return once the client is connected again, and may still ask about its store."""
+    before = client.submit(total, 1, pure=False)
+    cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
+    wait_until(before.cancelled)
+    wait_until(lambda: client.status == "running")
+
+
 class TestConnections:
     def test_a_connection_that_breaks(self, client, cluster, array, objects, wait_until):
         """The scheduler has ended our leases, so nothing from before may be used again."""
@@ -265,6 +276,65 @@ class TestConnections:
             assert client.submit(total, array + 1, times=3).result() == 3 * (array + 1).sum()
             assert np.array_equal(theirs.result(), array + 1)
             del known, held, theirs
+
+    @pytest.mark.parametrize("then", ["it answers", "it breaks again", "the client closes"])
+    def test_one_that_breaks_while_a_worker_does_not_answer(
+        self, then, client, cluster, array, tmp_path, wait_until
+    ):
+        """What is asked of all workers keeps nobody from hearing of tasks on the others."""
+        silent, other = cluster.scheduler.workers
+        started, go = tmp_path / "started", tmp_path / "go"
+
+        async def keep_silent() -> None:
+            wait_for([], str(started), str(go))
+
+        def works() -> bool:
+            result = client.submit(total, array, workers=[other], pure=False).result(timeout=10)
+            return bool(result == array.sum())
+
+        client.run(keep_silent, workers=[silent], wait=False)
+        wait_until(started.exists)
+        try:
+            break_connection(client, cluster, wait_until)
+            assert works()
+            if then == "it breaks again":
+                break_connection(client, cluster, wait_until)
+                assert works()
+            if then == "the client closes":
+                client.close(timeout=10)
+            else:
+                assert client.ps_stats().lifetimes is None
+        finally:
+            go.touch()
+        if then != "the client closes":
+            wait_until(lambda: client.ps_stats().lifetimes == "graph")
+            assert works()
+            assert client.ps_stats().puts == 1
+
+    def test_one_that_breaks_while_the_client_asks_the_next_one(
+        self, client, cluster, objects, monkeypatch, wait_until
+    ):
+        """It leaves nothing of what it asked with."""
+        asks, go, has_asked = threading.Event(), threading.Event(), threading.Event()
+        put = objects.store.put_dumped
+
+        def put_slowly_once(*args: Any, **kwargs: Any) -> Any:
+            if asks.is_set():
+                return put(*args, **kwargs)
+            asks.set()
+            assert go.wait(30)
+            key = put(*args, **kwargs)
+            has_asked.set()
+            return key
+
+        monkeypatch.setattr(objects.store, "put_dumped", put_slowly_once)
+        break_connection(client, cluster, wait_until)
+        assert asks.wait(20)
+        break_connection(client, cluster, wait_until)
+        wait_until(lambda: client.ps_stats().lifetimes == "graph")
+        go.set()
+        assert has_asked.wait(20)
+        objects.wait_until_empty()
 
 
 class TestOfNoHelp:
