@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import uuid
 from collections import deque
@@ -32,12 +33,13 @@ class Outbox:
         self._jobs: deque[tuple[Callable[[], Any], Callable[[Any], None], Any]] = deque()
         self._working: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._delivering = False
+        # The thread that delivers, while it does: what it sends is not to wait for itself.
+        self._delivering: int | None = None
 
     @property
     def holds_back(self) -> bool:
-        """Whether a message has to wait."""
-        return bool(self._jobs) and not self._delivering
+        """Whether a message of this thread has to wait."""
+        return bool(self._jobs) and self._delivering != threading.get_ident()
 
     def add(
         self,
@@ -95,12 +97,12 @@ class Outbox:
                     prepared = None
                     if prepare is not _nothing:
                         prepared = await loop.run_in_executor(None, prepare)
-                    self._delivering = True
+                    self._delivering = threading.get_ident()
                     deliver(prepared)
                 except Exception as error:  # noqa: BLE001 - whoever waits for it hears of it
                     fail(error)
                 finally:
-                    self._delivering = False
+                    self._delivering = None
                     self._jobs.popleft()
         finally:
             self._working = None

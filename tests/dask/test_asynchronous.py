@@ -22,6 +22,7 @@ from distributed import fire_and_forget, wait
 from proxystore.serialize import SerializationError
 from proxystore.workflow.refs import frames_size
 from proxystore_dask import Client
+from proxystore_dask.outbox import Outbox
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
 
@@ -176,6 +177,31 @@ class TestOrder:
             assert client.ps_stats().puts == 1
 
         in_event_loop(program)
+
+    def test_what_other_threads_say_while_something_is_sent(self):
+        said: list[str] = []
+
+        async def program() -> None:
+            outbox = Outbox()
+
+            def say(what: str) -> None:
+                if outbox.holds_back:
+                    outbox.say(lambda: said.append(what))
+                else:
+                    said.append(what)
+
+            def first(_: Any) -> None:
+                other = threading.Thread(target=say, args=["third"])
+                other.start()
+                other.join()
+                say("first")
+
+            outbox.add(lambda: None, first, said.append)
+            outbox.add(lambda: None, lambda _: say("second"), said.append)
+            await outbox.drain(20, lambda: False)
+
+        asyncio.run(program())
+        assert said == ["first", "second", "third"]
 
 
 class TestTrouble:
