@@ -134,6 +134,8 @@ class HookedClient(DaskClient):
             futures = send(graph, keys, *args, **kwargs)
             keep(futures)
             return futures
+        # Of others, earlier graphs say what becomes of them.
+        own = set(keys).difference(self.futures)
         futures = {key: Future(key, self) for key in set(keys)}
         context = contextvars.copy_context()  # with Dask's annotations
 
@@ -143,7 +145,7 @@ class HookedClient(DaskClient):
             futures.clear()  # and not before: without futures their tasks are not wanted
 
         def fail(error: BaseException) -> None:
-            for key in futures:
+            for key in own:
                 state = self.futures.get(key)
                 if state is not None:
                     state.set_error(error, None)

@@ -239,6 +239,24 @@ class TestTrouble:
 
         in_event_loop(program)
 
+    def test_what_a_graph_that_cannot_be_stored_shares_with_others(
+        self, in_event_loop, objects, array, monkeypatch
+    ):
+        def fail(data: Any, **kwargs: Any) -> Any:
+            raise OSError("no more of it")
+
+        async def program(client: Client) -> None:
+            done = client.submit(total, array, key="done")
+            assert await done == array.sum()
+            monkeypatch.setattr(objects.store, "put_dumped", fail)
+            graph = {"done": (total, 1), "failed": (total, array + 1)}
+            again, failed = client.get(graph, ["done", "failed"], sync=False)
+            with pytest.raises(OSError, match="no more of it"):
+                await failed
+            assert await done == await again == array.sum()
+
+        in_event_loop(program)
+
     def test_closed_meanwhile(self, in_event_loop, slow, array):
         async def program(client: Client) -> None:
             client.submit(total, array)
