@@ -29,6 +29,7 @@ from proxystore.workflow import (
     Ledger,
     Packer,
     Ref,
+    identity,
     is_dead,
     open_store,
     parse_size,
@@ -704,6 +705,7 @@ class Client(_dask.HookedClient):
             prefix=leases.prefix,
             place=pickle.dumps(store.config()),
             former=before or "",
+            process=identity(),
         )
         leases.has_company |= bool(reply.get("company"))
         self._ps_others_results |= bool(reply.get("others_results"))

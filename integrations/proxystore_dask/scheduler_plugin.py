@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import pickle
 import uuid
 from collections import Counter
@@ -42,8 +43,9 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from proxystore.store import Store, StoreConfig, get_or_create_store
 from proxystore.store.config import ConnectorConfig
-from proxystore.workflow import Ref, RefId, identity, store_object, sweep
+from proxystore.workflow import Ref, RefId, identity, is_dead, store_object, sweep
 from proxystore.workflow.embedded import Keeper, keep_embedded
+from proxystore.workflow.refs import idle_for
 from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
@@ -75,6 +77,12 @@ STATS = "proxystore_stats"
 # Seconds from the end of the need to the eviction. Futures are dropped by the dozen, which makes a
 # batch; and workers first hear that the tasks are cancelled, else they log errors of some of them.
 LINGER = 0.1
+
+# Seconds after which a file that nothing was added to counts as left by a client that is gone, if
+# nothing else tells whether that is dead: it was on another host. And the longest time, in seconds,
+# between two looks at the files of one that may be alive.
+ABANDONED = 600.0
+_PAUSE = 60.0
 
 
 class _Wanted:
@@ -135,9 +143,12 @@ class StoreLifetimes(SchedulerPlugin):
         # Of workers that have joined, by their addresses.
         self._checking: dict[str, asyncio.Task[None]] = {}
         self._offers: dict[str, bytes | None] = {}
-        # How the names of a client's objects begin, and where they are, by its id.
-        self._prefixes: dict[str, str] = {}
+        # How the names of a client's objects begin, its process, and where the objects are; by its
+        # id.
+        self._prefixes: dict[str, tuple[str, str]] = {}
         self._places: dict[str, StoreConfig] = {}
+        # Looking after what clients that are gone have left.
+        self._burying: set[asyncio.Task[None]] = set()
         # Those that are here, or have been, and have stored results.
         self._with_results: set[str] = set()
         # By configuration. A store is looked up when a client first speaks of it: it may be that
@@ -200,6 +211,8 @@ class StoreLifetimes(SchedulerPlugin):
             await self._evicting
         self._tags.clear()  # whatever workers still store, nobody will need
         self._sweep_groups()
+        if self._burying:
+            await asyncio.wait(self._burying)
         self._places.clear()
         self._release_keepers()
         self._pool.shutdown()
@@ -240,9 +253,11 @@ class StoreLifetimes(SchedulerPlugin):
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """End the leases of a client that has closed, crashed or lost its connection."""
         self._offers.pop(client, None)
-        prefix = self._prefixes.pop(client, None)
-        if prefix is not None:
-            self._sweep_soon(prefix)  # what it has stored, and died before it could say so
+        names = self._prefixes.pop(client, None)
+        if names is not None:
+            burying = asyncio.ensure_future(self._bury(*names))
+            self._burying.add(burying)
+            burying.add_done_callback(self._burying.discard)
         self._places.pop(client, None)
         ended = [
             (ident, lease)
@@ -361,6 +376,7 @@ class StoreLifetimes(SchedulerPlugin):
         prefix: str = "",
         place: bytes = b"",
         former: str = "",
+        process: str = "",
     ) -> dict[str, Any]:
         """Tell a client what it can expect.
 
@@ -369,10 +385,11 @@ class StoreLifetimes(SchedulerPlugin):
             prefix: How their names will begin.
             place: The configuration of the store where they will be.
             former: The group of the scheduler that it was connected to before.
+            process: The `identity` of the client's process.
         """
         # If it is gone already, it has not stored anything.
         if client in self._clients and prefix:
-            self._prefixes[client] = prefix
+            self._prefixes[client] = (prefix, process)
             with contextlib.suppress(Exception):  # not from here, as `_can_open` says
                 self._places[client] = pickle.loads(place)
             # Its own subscription comes another way, and perhaps after the next client. Nothing is
@@ -554,6 +571,23 @@ class StoreLifetimes(SchedulerPlugin):
         with contextlib.suppress(RuntimeError):  # closed: everything is swept then
             self._pool.submit(self._sweep, prefix)
 
+    async def _bury(self, prefix: str, process: str) -> None:
+        """Evict what a client has stored, and was gone before it could say so.
+
+        It may only have lost its connection: what it has begun stays until it is dead.
+        """
+        loop = asyncio.get_running_loop()
+        pause = LINGER
+        with contextlib.suppress(RuntimeError):  # closed: nobody will look again
+            idle = await loop.run_in_executor(self._pool, self._sweep_whole, prefix)
+            while idle < ABANDONED and not (self._closing.is_set() or is_dead(process)):
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), pause)
+                pause = min(2 * pause, _PAUSE)
+                idle = await loop.run_in_executor(self._pool, self._idle_for, prefix)
+            if idle < math.inf or is_dead(process):
+                await loop.run_in_executor(self._pool, self._sweep, prefix)
+
     def _wanted(self) -> _Wanted:
         # In the thread, after objects were listed. What is in the store then was known here before:
         # a worker before it runs a task, a task before it has a result. Each copy is made in one
@@ -658,13 +692,27 @@ class StoreLifetimes(SchedulerPlugin):
                 logger.exception("Could not evict %r", ref)
         return failed
 
-    def _sweep(self, prefix: str) -> None:
+    def _sweep(self, prefix: str, *, begun: bool = True) -> None:
         """Evict objects whose names begin with `prefix`, other than those that are wanted."""
         for store in self._stores.values():
             try:
-                sweep(store, prefix, keep=self._wanted)
+                sweep(store, prefix, keep=self._wanted, begun=begun)
             except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
                 logger.exception("Could not look for objects left in %r", store.connector)
+
+    def _sweep_whole(self, prefix: str) -> float:
+        """Sweep, but for what has been begun, of which it returns what `_idle_for` does."""
+        idle = self._idle_for(prefix)  # before: what is whole by then is swept
+        self._sweep(prefix, begun=False)
+        return idle
+
+    def _idle_for(self, prefix: str) -> float:
+        """For how many seconds nothing was added to what has been begun; infinity: nothing was."""
+        idle = math.inf
+        for store in self._stores.values():
+            with contextlib.suppress(Exception):  # the sweep says what is wrong
+                idle = min(idle, idle_for(store, prefix))
+        return idle
 
     def _store_of(self, ref: Ref) -> Store[Any]:
         return self._store_at(ref.factory.store_config)

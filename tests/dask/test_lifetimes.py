@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from dask_tasks import (
 )
 from distributed import LocalCluster, fire_and_forget, wait
 
+from proxystore.connectors import file
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, get_store
 from proxystore_dask import Client
@@ -444,6 +446,32 @@ client.submit(total, np.arange(20_000.0))
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         objects.wait_until_empty()
+
+    def test_a_connection_that_breaks_while_a_client_writes(
+        self, client, cluster, array, monkeypatch, wait_until
+    ):
+        writing, go = threading.Event(), threading.Event()
+        plainly = file._write_all
+
+        def wait_and_write(fd, parts):
+            monkeypatch.setattr(file, "_write_all", plainly)
+            writing.set()
+            assert go.wait(30)
+            plainly(fd, parts)
+
+        monkeypatch.setattr(file, "_write_all", wait_and_write)
+        prefix = client._ps.leases.prefix
+        with ThreadPoolExecutor(1) as pool:
+            submitting = pool.submit(client.submit, total, array)
+            assert writing.wait(10)
+            client.loop.add_callback(client.scheduler_comm.comm.abort)
+            wait_until(lambda: client._ps.leases.prefix != prefix)
+            plugin = cluster.scheduler.plugins["proxystore"]
+            plugin._pool.submit(bool).result()  # it has looked for what there is
+            go.set()
+            submitting.result()
+        wait_until(lambda: client._ps.leases.lifetimes is Lifetimes.GRAPH)
+        assert client.submit(total, array).result() == array.sum()
 
     def test_a_store_that_is_closed_with_its_client(self, cluster, array, tmp_path, wait_until):
         """The scheduler, in this process, evicts a little later, and must not make it anew."""

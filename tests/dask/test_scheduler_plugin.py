@@ -9,8 +9,12 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +26,7 @@ from distributed.utils_test import async_poll_for, gen_cluster
 
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, StoreConfig, unregister_store
-from proxystore.workflow import Ref, store_object
+from proxystore.workflow import Ref, identity, store_object
 from proxystore_dask import Client, StoreLifetimes
 from proxystore_dask._dask import Task
 from proxystore_dask.graph import load_node
@@ -40,6 +44,12 @@ class Files:
 
     def put(self) -> Ref:
         return store_object(self.store, "x" * 1000)
+
+    def begin(self, prefix: str) -> str:
+        """The path of an object that is being written."""
+        path = f"{self._directory}/.{uuid.uuid4()}.{prefix}.1"
+        open(path, "x").close()
+        return path
 
     async def wait_until(self, count: int) -> None:
         def fail() -> None:
@@ -73,6 +83,16 @@ def lease(plugin: StoreLifetimes, ref: Ref, client: str) -> None:
 
 def end_lease(plugin: StoreLifetimes, ref: Ref, client: str) -> None:
     plugin._lease_end(ref=pickle.dumps(ref), client=client)
+
+
+async def hello(scheduler: Any, client: str, files: Files, **what: Any) -> str:
+    """How the names of a client's objects begin, of which the plugin hears as from that client."""
+    scheduler.client_desires_keys([], client)
+    prefix = str(uuid.uuid4())
+    place = pickle.dumps(files.store.config())
+    hello = scheduler.handlers["proxystore_hello"]
+    await hello(client=client, prefix=prefix, place=place, **what)
+    return prefix
 
 
 def add_task(scheduler: Any, plugin: StoreLifetimes, key: str, *refs: Ref) -> None:
@@ -166,6 +186,85 @@ async def test_a_lease_belongs_to_one_client(scheduler):
         assert (await plugin._stats())["leased"] == 1
         plugin.remove_client(scheduler, "mine")
         await objects.wait_until(0)
+
+
+async def looked_again(plugin: StoreLifetimes, times: int = 3) -> None:
+    """Return once the plugin has looked some times at what clients that are gone have begun."""
+    look, looks = plugin._idle_for, []
+
+    def counted(prefix: str) -> float:
+        looks.append(prefix)
+        return look(prefix)
+
+    plugin._idle_for = counted  # type: ignore[method-assign]
+    await async_poll_for(lambda: len(looks) >= times, timeout=10)
+    plugin._idle_for = look  # type: ignore[method-assign]
+
+
+@gen_cluster(nthreads=[])
+async def test_what_a_client_writes_stays_while_it_may_be_alive(scheduler):
+    """It may only have lost its connection. What it has stored before, it cannot tell of."""
+    plugin = await started(scheduler)
+    with files() as objects:
+        prefix = await hello(scheduler, "me", objects, process=identity())
+        half = objects.begin(prefix)
+        whole = store_object(objects.store, "x" * 1000, name=f"{prefix}.2")
+        scheduler.remove_client("me")
+        await objects.wait_until(1)
+        assert not whole.exists()
+        await looked_again(plugin)
+        assert os.path.exists(half)
+        finished = store_object(objects.store, "x" * 1000, name=f"{prefix}.1")
+        os.remove(half)
+        await async_poll_for(lambda: not plugin._burying, timeout=5)
+        assert finished.exists()  # of which it will tell
+
+
+async def evicts_what_is_begun(
+    scheduler: Any, process: str, end: Callable[[str], Any] = lambda path: None
+) -> None:
+    await started(scheduler)
+    with files() as objects:
+        half = objects.begin(await hello(scheduler, "me", objects, process=process))
+        scheduler.remove_client("me")
+        end(half)
+        await objects.wait_until(0)
+
+
+@gen_cluster(nthreads=[])
+async def test_what_a_client_was_writing_goes_when_it_is_dead(scheduler):
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from proxystore.workflow import identity; print(identity(), flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        process = client.stdout.readline().strip()
+        await evicts_what_is_begun(scheduler, process, lambda path: client.kill())
+
+
+@gen_cluster(nthreads=[])
+async def test_what_a_client_was_writing_goes_when_nothing_was_added_for_long(scheduler):
+    """Of another host nobody knows which processes are dead."""
+    an_hour_ago = time.time() - 3600
+    await evicts_what_is_begun(
+        scheduler, "elsewhere", lambda path: os.utime(path, (an_hour_ago, an_hour_ago))
+    )
+
+
+@gen_cluster(nthreads=[])
+async def test_what_a_client_was_writing_goes_when_the_scheduler_closes(scheduler):
+    await started(scheduler)
+    with files() as objects:
+        objects.begin(await hello(scheduler, "me", objects, process="elsewhere"))
+        scheduler.remove_client("me")
+        await scheduler.close()
+        assert len(objects) == 0
 
 
 @gen_cluster(nthreads=[])

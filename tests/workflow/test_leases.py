@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
+import os
 import threading
 import time
 import uuid
@@ -18,6 +20,7 @@ from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
 from proxystore.store import Store, store_registration
 from proxystore.workflow import Ledger, store_object, sweep
+from proxystore.workflow.refs import idle_for
 
 
 @pytest.fixture
@@ -295,10 +298,22 @@ def test_what_is_begun_of_such_objects_is_swept(tmp_path):
         for each in halves:
             each.touch()
         assert sweep(store, uid, keep=lambda: None) == 0
+        assert sweep(store, uid, begun=False) == 0
         assert all(each.exists() for each in halves)
         stays = ("halves", *store.connector.named_key(f"{uid}.1"))
         assert sweep(store, uid, keep=lambda: {stays}) == 0
         assert [each.exists() for each in halves] == [False, True, False, True]
+
+
+def test_how_long_nothing_was_added_to_what_is_begun(tmp_path):
+    uid = str(uuid.uuid4())
+    with Store("idle", FileConnector(tmp_path / "objects"), register=False) as store:
+        assert idle_for(store, uid) == math.inf
+        for seconds in (5000, 1000):
+            half = tmp_path / "objects" / f".{uuid.uuid4()}.{uid}.{seconds}"
+            half.touch()
+            os.utime(half, (time.time() - seconds,) * 2)
+        assert 1000 <= idle_for(store, uid) < 1100
 
 
 class Counting(RuleBasedStateMachine):

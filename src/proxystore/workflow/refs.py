@@ -8,6 +8,9 @@ anybody; only `Ref.resolve` does I/O.
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import time
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -165,17 +168,19 @@ def sweep(
     prefix: str,
     *,
     keep: Callable[[], Container[RefId] | None] = frozenset[RefId],
+    begun: bool = True,
 ) -> int:
     """Evict objects whose names start with `prefix`, and what killed processes have begun of them.
 
     For whoever knows that nobody is writing an object of such a name at this moment, other than
-    those of `keep`.
+    those of `keep`; or, without `begun`, that who does will not tell of it.
 
     Args:
         store: Where. If its connector cannot list objects, nothing is done.
         prefix: How their names start.
         keep: Gives the objects that stay; called after all were listed, so that one which is
             stored meanwhile need not be among them. None: leave all.
+        begun: False: leave what has been begun. Who writes it may be alive, and would fail.
 
     Returns:
         How many were evicted.
@@ -184,8 +189,7 @@ def sweep(
     if not isinstance(connector, EnumerableConnector):
         return 0
     listed = list(connector.keys(prefix))
-    # Elsewhere what is not whole is not there.
-    begun = connector.unfinished(prefix) if isinstance(connector, FileConnector) else {}
+    files = _unfinished(store, prefix) if begun else {}
     needed = keep()
     if needed is None:
         return 0
@@ -194,6 +198,24 @@ def sweep(
         store.evict(key)
     if isinstance(connector, FileConnector):
         connector.remove_unfinished(
-            path for path, key in begun.items() if (store.name, *key) not in needed
+            path for path, key in files.items() if (store.name, *key) not in needed
         )
     return len(found)
+
+
+def idle_for(store: Store[Any], prefix: str) -> float:
+    """Return for how many seconds nothing was added to what is begun of objects of such names.
+
+    Infinity: nothing is begun.
+    """
+    added: list[float] = []
+    for path in _unfinished(store, prefix):
+        with contextlib.suppress(FileNotFoundError):  # it is whole now
+            added.append(os.stat(path).st_mtime)
+    return time.time() - max(added) if added else math.inf
+
+
+def _unfinished(store: Store[Any], prefix: str) -> dict[str, Any]:
+    # Elsewhere what is not whole is not there.
+    connector = store.connector
+    return connector.unfinished(prefix) if isinstance(connector, FileConnector) else {}
