@@ -419,6 +419,7 @@ class StoreLifetimes(SchedulerPlugin):
             offered_by: The client's id, if tasks that submit tasks may use its store.
         """
         seen = await asyncio.get_running_loop().run_in_executor(self._pool, self._can_see, probe)
+        # It may have gone while its probe waited for the thread: nobody would take the offer back.
         if seen["reachable"] and offered_by in self._clients:
             self._offers[offered_by] = probe
         return seen
