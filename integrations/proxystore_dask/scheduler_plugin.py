@@ -151,10 +151,11 @@ class StoreLifetimes(SchedulerPlugin):
         self._burying: set[asyncio.Task[None]] = set()
         # Those that are here, or have been, and have stored results.
         self._with_results: set[str] = set()
-        # By configuration. A store is looked up when a client first speaks of it: it may be that
-        # client's own, in this process, and the user may close it before the last eviction. To
-        # look it up then would make it anew, directory and all.
-        self._stores: dict[str, Store[Any]] = {}
+        # With their configurations, which have no hash. A store is looked up when a client first
+        # speaks of it: it may be that client's own, in this process, and the user may close it
+        # before the last eviction. To look it up then would make it anew, directory and all. Only
+        # the plugin's thread changes the list.
+        self._stores: list[tuple[StoreConfig, Store[Any]]] = []
         # Of stores that end with their client's process, by their names.
         self._keepers: dict[str, Keeper] = {}
         self._doomed: list[Ref] = []
@@ -296,7 +297,7 @@ class StoreLifetimes(SchedulerPlugin):
         loop = asyncio.get_running_loop()
         # One that hangs is not to keep an object there for ever.
         seconds = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
-        for store in list(self._stores.values()):
+        for _, store in tuple(self._stores):
             probe = None
             try:
                 probe = await loop.run_in_executor(
@@ -662,9 +663,8 @@ class StoreLifetimes(SchedulerPlugin):
         return True
 
     def _release_keeper(self, name: str, keeper: Keeper) -> None:
-        for place, store in tuple(self._stores.items()):
-            if store.name == name:  # or it would be made anew, by who looks into all stores
-                del self._stores[place]
+        # Or it would be made anew, by who looks into all stores.
+        self._stores = [each for each in self._stores if each[1].name != name]
         keeper.release()
 
     def _can_see(self, probe: bytes) -> dict[str, Any]:
@@ -695,7 +695,7 @@ class StoreLifetimes(SchedulerPlugin):
 
     def _sweep(self, prefix: str, *, begun: bool = True) -> None:
         """Evict objects whose names begin with `prefix`, other than those that are wanted."""
-        for store in self._stores.values():
+        for _, store in tuple(self._stores):
             try:
                 sweep(store, prefix, keep=self._wanted, begun=begun)
             except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
@@ -710,7 +710,7 @@ class StoreLifetimes(SchedulerPlugin):
     def _idle_for(self, prefix: str) -> float:
         """For how many seconds nothing was added to what has been begun; infinity: nothing was."""
         idle = math.inf
-        for store in self._stores.values():
+        for _, store in tuple(self._stores):
             with contextlib.suppress(Exception):  # the sweep says what is wrong
                 idle = min(idle, idle_for(store, prefix))
         return idle
@@ -719,10 +719,12 @@ class StoreLifetimes(SchedulerPlugin):
         return self._store_at(ref.factory.store_config)
 
     def _store_at(self, config: StoreConfig) -> Store[Any]:
-        place = repr(config)
-        store = self._stores.get(place)
-        if store is None:
-            self._stores[place] = store = get_or_create_store(config, register=False)
+        # Most are the same instance, which is seen much sooner.
+        for known, store in self._stores:
+            if known is config or known == config:
+                return store
+        store = get_or_create_store(config, register=False)
+        self._stores.append((config, store))
         return store
 
 

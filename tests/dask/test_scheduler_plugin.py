@@ -202,6 +202,20 @@ async def looked_again(plugin: StoreLifetimes, times: int = 3) -> None:
 
 
 @gen_cluster(nthreads=[])
+async def test_a_store_is_opened_once_however_its_options_are_ordered(scheduler):
+    """Their order is another one in a reference that has come as text."""
+    plugin = await started(scheduler)
+    with files() as objects:
+        store = Store(f"{objects.store.name}-again", objects.store.connector)
+        config = store.config()
+        options = dict(reversed(config.connector.options.items()))
+        connector = config.connector.model_copy(update={"options": options})
+        assert repr(connector) != repr(config.connector)
+        opened = plugin._store_at(config)
+        assert plugin._store_at(config.model_copy(update={"connector": connector})) is opened
+
+
+@gen_cluster(nthreads=[])
 async def test_what_a_client_writes_stays_while_it_may_be_alive(scheduler):
     """It may only have lost its connection. What it has stored before, it cannot tell of."""
     plugin = await started(scheduler)
