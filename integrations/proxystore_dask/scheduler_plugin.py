@@ -158,6 +158,7 @@ class StoreLifetimes(SchedulerPlugin):
         self._stores: list[tuple[StoreConfig, Store[Any]]] = []
         # Of stores that end with their client's process, by their names.
         self._keepers: dict[str, Keeper] = {}
+        self._releasing: asyncio.TimerHandle | None = None
         self._doomed: list[Ref] = []
         self._evicting: asyncio.Task[None] | None = None
         self.figures = Figures()
@@ -205,6 +206,8 @@ class StoreLifetimes(SchedulerPlugin):
         self._hurried.set()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self._releasing is not None:
+            self._releasing.cancel()
         if self._checking:
             await asyncio.wait(self._checking.values(), timeout=1)
         self.forget_all()
@@ -238,6 +241,7 @@ class StoreLifetimes(SchedulerPlugin):
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._settle(kept.id)
+            self._release_soon()  # if it has failed, nothing is evicted
             if key in self._suspects:
                 self._suspects.discard(key)
                 self._sweep_groups_soon()
@@ -268,7 +272,7 @@ class StoreLifetimes(SchedulerPlugin):
         ]
         for ident, lease in ended:
             self._end(ident, lease)
-        self._release_keepers()
+        self._release_soon()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Note what the worker's results will be called."""
@@ -400,6 +404,7 @@ class StoreLifetimes(SchedulerPlugin):
             if len(company) == 2:  # for the one that was alone; others know
                 self._log_event(COMPANY, {"clients": company})
             await asyncio.get_running_loop().run_in_executor(self._pool, self._can_open, place)
+            self._release_soon()  # it may have gone meanwhile
             if former and former not in self._groups:
                 self._groups.add(former)
                 self._sweep_groups_soon()
@@ -550,8 +555,14 @@ class StoreLifetimes(SchedulerPlugin):
         for ref in refs:
             self._settle(ref.id)
 
+    def _release_soon(self) -> None:
+        """Let go of stores that nobody needs, once for thousands of tasks that are forgotten."""
+        if self._releasing is None and not self._closing.is_set():
+            self._releasing = asyncio.get_running_loop().call_later(LINGER, self._release_keepers)
+
     def _release_keepers(self) -> None:
         """Let go of stores whose clients are gone, and of which no task needs anything."""
+        self._releasing = None
         for name in self._keepers.keys() - {place.name for place in self._places.values()}:
             refs = chain(self._kept.values(), self._doomed)
             needed = chain(self._objects, (ref.id for ref in refs))
@@ -636,7 +647,7 @@ class StoreLifetimes(SchedulerPlugin):
                     # take no work any more.
                     failed = self._evict_batch(batch)
                 self.figures.evict(batch, failed)
-                self._release_keepers()
+                self._release_soon()
         finally:
             self._evicting = None
 

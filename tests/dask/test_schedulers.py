@@ -464,6 +464,38 @@ if __name__ == "__main__":
             wait_until(lambda: not directory.exists())
             assert not directory.with_suffix(".owner").exists()
 
+    def test_of_a_last_task_that_has_stored_nothing(self, processes, tmp_path, wait_until):
+        processes.start_scheduler()
+        processes.start_worker()
+        program = tmp_path / "program.py"
+        program.write_text("""
+import os, sys, time
+from dask_tasks import fail, wait_for
+from distributed import fire_and_forget
+from proxystore_dask import Client
+if __name__ == "__main__":
+    address, directory = sys.argv[1:]
+    started, go = (os.path.join(directory, name) for name in ("started", "go"))
+    with Client(address) as client:
+        waiting = client.submit(wait_for, 1, started, go)
+        fire_and_forget(client.submit(fail, waiting, ps_results="durable"))
+        while not os.path.exists(started):
+            time.sleep(0.01)
+        print(client.ps_store.connector.store_dir, flush=True)
+""")
+        ended = subprocess.run(
+            [sys.executable, str(program), processes.address, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": SEARCH_PATH},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        directory = Path(ended.stdout.strip())
+        assert directory.exists()  # its program has ended, and a task may want to store something
+        (tmp_path / "go").touch()
+        wait_until(lambda: not directory.with_suffix(".owner").exists())
+        assert not directory.exists()
+
     def test_a_scheduler_that_was_killed_before(self, processes, objects, tmp_path):
         """A program that closes nothing evicts in its place when it exits."""
         processes.start_scheduler()
