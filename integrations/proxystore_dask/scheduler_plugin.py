@@ -84,6 +84,11 @@ LINGER = 0.1
 ABANDONED = 600.0
 _PAUSE = 60.0
 
+# Seconds between two looks for stores that no client uses and in which nothing is known. One that
+# was so the last time is let go of: meanwhile a worker that ran a cancelled task to its end may
+# have left something there, and died.
+UNUSED = 600.0
+
 
 class _Wanted:
     """The objects that may not be swept.
@@ -147,15 +152,19 @@ class StoreLifetimes(SchedulerPlugin):
         # id.
         self._prefixes: dict[str, tuple[str, str]] = {}
         self._places: dict[str, StoreConfig] = {}
-        # Looking after what clients that are gone have left.
-        self._burying: set[asyncio.Task[None]] = set()
-        # Those that are here, or have been, and have stored results.
+        # Who looks after what clients that are gone have left, and where that is.
+        self._burying: dict[asyncio.Task[None], StoreConfig | None] = {}
+        # Clients that have stored results; "" if there are some that are not of a client that is
+        # here alone: of one that is gone, or in a variable.
         self._with_results: set[str] = set()
         # With their configurations, which have no hash. A store is looked up when a client first
         # speaks of it: it may be that client's own, in this process, and the user may close it
         # before the last eviction. To look it up then would make it anew, directory and all. Only
         # the plugin's thread changes the list.
         self._stores: list[tuple[StoreConfig, Store[Any]]] = []
+        # Those of them that nobody has needed when last looked at.
+        self._unused: list[Store[Any]] = []
+        self._looking: asyncio.TimerHandle | None = None
         # Of stores that end with their client's process, by their names.
         self._keepers: dict[str, Keeper] = {}
         self._releasing: asyncio.TimerHandle | None = None
@@ -186,8 +195,10 @@ class StoreLifetimes(SchedulerPlugin):
         self._worker_metrics = scheduler.cumulative_worker_metrics
         self._log_event = scheduler.log_event
         self._subscribe = scheduler.subscribe_topic
+        self._unsubscribe = scheduler.unsubscribe_topic
         self._all_tasks = scheduler.tasks
         self._clients = scheduler.clients
+        self._client_comms = scheduler.client_comms
         for task in scheduler.tasks.values():
             self._mention(task)
         for worker in scheduler.workers:
@@ -204,10 +215,9 @@ class StoreLifetimes(SchedulerPlugin):
             self._shown.pop()()
         self._closing.set()
         self._hurried.set()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        if self._releasing is not None:
-            self._releasing.cancel()
+        for timer in (self._sweeping, self._releasing, self._looking):
+            if timer is not None:
+                timer.cancel()
         if self._checking:
             await asyncio.wait(self._checking.values(), timeout=1)
         self.forget_all()
@@ -258,12 +268,18 @@ class StoreLifetimes(SchedulerPlugin):
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """End the leases of a client that has closed, crashed or lost its connection."""
         self._offers.pop(client, None)
+        self._unsubscribe(COMPANY, client)
+        if client in self._with_results:
+            self._with_results.discard(client)
+            self._with_results.add("")
+        if not (self._results or self._held or self._kept):
+            self._with_results.discard("")
         names = self._prefixes.pop(client, None)
+        place = self._places.pop(client, None)
         if names is not None:
             burying = asyncio.ensure_future(self._bury(*names))
-            self._burying.add(burying)
-            burying.add_done_callback(self._burying.discard)
-        self._places.pop(client, None)
+            self._burying[burying] = place
+            burying.add_done_callback(self._burying.pop)
         ended = [
             (ident, lease)
             for ident, leases in self._leases.items()
@@ -324,7 +340,7 @@ class StoreLifetimes(SchedulerPlugin):
         made: Ref = pickle.loads(ref)
         self._learn(made)
         task = self._all_tasks.get(key)
-        wanted_by = {client.client_key for client in task.who_wants or ()} if task else set()
+        wanted_by = set() if task is None else self._who_may_get(task)
         if not wanted_by <= self._with_results:
             self._with_results |= wanted_by
             self._log_event(COMPANY, {"with_results": list(wanted_by)})
@@ -336,6 +352,12 @@ class StoreLifetimes(SchedulerPlugin):
             self._settle(made.id)  # of a run that nobody waits for
         else:
             self._results.setdefault(key, []).append(made)
+
+    def _who_may_get(self, task: TaskState) -> set[str]:
+        """Clients that want a task's result; "" for whoever opens what it is published in."""
+        keys = {client.client_key for client in task.who_wants or ()}
+        keys.discard("fire-and-forget")  # wants it to be made, and hands it to nobody
+        return {key if key in self._client_comms else "" for key in keys}
 
     def _lease(self, ref: bytes, client: str, lease: str = "", **kwargs: Any) -> None:
         leased: Ref = pickle.loads(ref)
@@ -558,11 +580,35 @@ class StoreLifetimes(SchedulerPlugin):
     def _release_soon(self) -> None:
         """Let go of stores that nobody needs, once for thousands of tasks that are forgotten."""
         if self._releasing is None and not self._closing.is_set():
-            self._releasing = asyncio.get_running_loop().call_later(LINGER, self._release_keepers)
+            self._releasing = asyncio.get_running_loop().call_later(LINGER, self._release)
+
+    def _release(self) -> None:
+        self._releasing = None
+        self._release_keepers()
+        places = self._places.values()
+        if self._looking is None and any(config not in places for config, _ in self._stores):
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(UNUSED, self._release_stores)
+
+    def _release_stores(self) -> None:
+        """Let go of stores that are without a client, and empty, and were when last looked at."""
+        self._looking = None
+        refs = chain(self._objects.values(), self._kept.values(), self._doomed)
+        configs = (ref.factory.store_config for ref in refs)
+        # Of thousands of objects, most have the same instance.
+        needed = list({id(config): config for config in configs}.values())
+        needed.extend(self._places.values())
+        needed.extend(filter(None, self._burying.values()))
+        unused = [store for config, store in self._stores if config not in needed]
+        released = [store for store in unused if any(store is each for each in self._unused)]
+        self._unused = [store for store in unused if all(store is not each for each in released)]
+        if released:
+            with contextlib.suppress(RuntimeError):  # as below
+                self._pool.submit(self._drop, released)
+        self._release_soon()
 
     def _release_keepers(self) -> None:
         """Let go of stores whose clients are gone, and of which no task needs anything."""
-        self._releasing = None
         for name in self._keepers.keys() - {place.name for place in self._places.values()}:
             refs = chain(self._kept.values(), self._doomed)
             needed = chain(self._objects, (ref.id for ref in refs))
@@ -672,6 +718,14 @@ class StoreLifetimes(SchedulerPlugin):
             logger.info("The scheduler cannot open a client's store", exc_info=True)
             return False
         return True
+
+    def _drop(self, stores: list[Store[Any]]) -> None:
+        # Not closed: some are their clients' own, in this process.
+        self._stores = [
+            (config, store)
+            for config, store in self._stores
+            if all(store is not dropped for dropped in stores)
+        ]
 
     def _release_keeper(self, name: str, keeper: Keeper) -> None:
         # Or it would be made anew, by who looks into all stores.

@@ -6,6 +6,7 @@ no thread of the plugin outlives it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import shutil
@@ -17,17 +18,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from dask_tasks import add_one, total
-from distributed import Nanny, wait
+from distributed import Client as DaskClient
+from distributed import Nanny, fire_and_forget, wait
 from distributed.scheduler import ClientState
 from distributed.utils_test import async_poll_for, gen_cluster
 
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, StoreConfig, unregister_store
 from proxystore.workflow import Ref, identity, store_object
-from proxystore_dask import Client, StoreLifetimes
+from proxystore_dask import Client, StoreLifetimes, scheduler_plugin
 from proxystore_dask._dask import Task
 from proxystore_dask.graph import load_node
 
@@ -215,6 +218,90 @@ async def test_a_store_is_opened_once_however_its_options_are_ordered(scheduler)
         assert plugin._store_at(config.model_copy(update={"connector": connector})) is opened
 
 
+@gen_cluster(client=False, nthreads=[("127.0.0.1", 1)])
+async def test_nothing_grows_with_the_clients_that_have_been_there(scheduler, worker):
+    with mock.patch.object(scheduler_plugin, "UNUSED", 0.01):
+        for _ in range(2):
+            with files() as objects:
+                async with Client(
+                    scheduler.address,
+                    asynchronous=True,
+                    ps_store=objects.store,
+                    ps_threshold="1 kB",
+                    ps_results="large",
+                ) as client:
+                    await wait(client.submit(np.ones, 1000))
+        plugin = scheduler.plugins["proxystore"]
+        await async_poll_for(lambda: not plugin._stores, timeout=5)
+    names = "_objects _tasks _mentions _leases _digests _results _held _kept _suspects _offers"
+    names += " _prefixes _places _burying _with_results _stores _unused _keepers _doomed"
+    assert {name: getattr(plugin, name) for name in names.split() if getattr(plugin, name)} == {}
+    assert not scheduler._broker._topics[scheduler_plugin.COMPANY].subscribers
+
+
+async def released(plugin: StoreLifetimes) -> None:
+    """Return once the plugin has let go of what it can let go of, however much later."""
+    plugin._release_stores()
+    plugin._release_stores()
+    await asyncio.get_running_loop().run_in_executor(plugin._pool, bool)
+
+
+@gen_cluster(nthreads=[])
+async def test_a_store_stays_open_while_something_in_it_is_needed(scheduler):
+    plugin = await started(scheduler)
+    with files() as objects:
+        await hello(scheduler, "me", objects)
+        await released(plugin)
+        assert plugin._stores
+        add_task(scheduler, plugin, "task", objects.put())
+        scheduler.remove_client("me")
+        await released(plugin)
+        assert plugin._stores
+        forget(scheduler, "task")
+        await objects.wait_until(0)
+        await released(plugin)
+        assert not plugin._stores
+
+
+@gen_cluster(nthreads=[])
+async def test_what_a_worker_leaves_when_its_client_has_gone_is_swept(scheduler):
+    """A task that is cancelled goes on, and its worker may die after it has stored something."""
+    plugin = await started(scheduler)
+    with files() as objects:
+        await hello(scheduler, "me", objects)
+        plugin._tags["worker"] = "0123"
+        scheduler.remove_client("me")
+        plugin._release_stores()
+        store_object(objects.store, "x" * 1000, name=f"{plugin.group}.0123-1")
+        plugin.remove_worker(scheduler, "worker")
+        await objects.wait_until(0)
+
+
+@gen_cluster(client=False, nthreads=[("127.0.0.1", 1)])
+async def test_results_of_others_are_those_that_others_can_have(scheduler, worker):
+    with files() as objects:
+        async with Client(
+            scheduler.address,
+            asynchronous=True,
+            ps_store=objects.store,
+            ps_threshold="1 kB",
+            ps_results="large",
+        ) as client:
+            plugin = scheduler.plugins["proxystore"]
+            fire_and_forget(client.submit(np.ones, 1000, key="fired"))
+            await async_poll_for(lambda: plugin.figures.evicted, timeout=5)
+            assert not client._ps_others_results
+            made = client.submit(np.ones, 1000, key="made")
+            await client.publish_dataset(made=made)
+            await wait(made)
+            del made
+        assert (await plugin._hello(client="another"))["others_results"]
+        async with DaskClient(scheduler.address, asynchronous=True) as plain:
+            await plain.unpublish_dataset("made")
+            await objects.wait_until(0)
+        assert not (await plugin._hello(client="another"))["others_results"]
+
+
 @gen_cluster(nthreads=[])
 async def test_what_a_client_writes_stays_while_it_may_be_alive(scheduler):
     """It may only have lost its connection. What it has stored before, it cannot tell of."""
@@ -227,7 +314,9 @@ async def test_what_a_client_writes_stays_while_it_may_be_alive(scheduler):
         await objects.wait_until(1)
         assert not whole.exists()
         await looked_again(plugin)
+        await released(plugin)
         assert os.path.exists(half)
+        assert plugin._stores
         finished = store_object(objects.store, "x" * 1000, name=f"{prefix}.1")
         os.remove(half)
         await async_poll_for(lambda: not plugin._burying, timeout=5)
