@@ -41,7 +41,7 @@ class Loads:
 
     Attributes:
         misses: Objects got.
-        load_bytes: Their size; not that of what proxies got.
+        load_bytes: Their size.
         load_seconds: The time it took, in all threads together.
         hits: How often a task had the object already.
         load_failures: Objects that could not be got.

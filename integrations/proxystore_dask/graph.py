@@ -23,7 +23,6 @@ from dask.utils import format_bytes, methodcaller
 from distributed.protocol import pickle
 from distributed.utils import iscoroutinefunction
 
-from proxystore.store import StoreFactory
 from proxystore.workflow import ProxyRef, Ref
 from proxystore.workflow.policy import is_small
 from proxystore_dask import measures
@@ -71,14 +70,6 @@ class Load:
         return f"<stored {self.ref.type_name}, {format_bytes(self.ref.nbytes)}>"
 
 
-class _OwnFactory(StoreFactory[Any]):
-    """Gets its proxy a copy of its own: the store's cache would give one to several tasks."""
-
-    def resolve(self) -> Any:
-        """As `Ref.resolve`."""
-        return measures.resolve(Ref(self, "", 0, ""))
-
-
 class LoadProxy(Load):
     """The function of a load node that brings a proxy, which gets the object when it is used."""
 
@@ -88,8 +79,9 @@ class LoadProxy(Load):
         """An unresolved proxy."""
         if isinstance(self.ref, _UNCOUNTED):
             return self.ref.resolve()
-        factory = _OwnFactory(self.ref.factory.key, self.ref.factory.store_config)
-        return Ref(factory, self.ref.digest, self.ref.nbytes, self.ref.type_name).proxy()
+        of, nbytes = self.ref.factory, self.ref.nbytes
+        factory = measures.MeasuredFactory(of.key, of.store_config, nbytes)
+        return Ref(factory, self.ref.digest, nbytes, self.ref.type_name).proxy()
 
 
 class _Loaded(threading.local):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import get_worker
 from distributed.metrics import context_meter
 
+from proxystore.store import StoreConfig, StoreFactory
 from proxystore.workflow import Ref
 
 if TYPE_CHECKING:
@@ -47,6 +48,24 @@ def _got_ahead(task: Key, ref: Ref) -> Any:
     except ValueError:  # a task of another scheduler than distributed's
         return _MISSING
     return _MISSING if plugin is None else plugin.ahead.take(task, ref.id, _MISSING)
+
+
+class MeasuredFactory(StoreFactory[Any]):
+    """Gets a copy of its own of an object: the store's cache would give one to several tasks.
+
+    Args:
+        key: As for `StoreFactory`.
+        store_config: As for `StoreFactory`.
+        nbytes: The size of the object, in bytes; 0: not known.
+    """
+
+    def __init__(self, key: Any, store_config: StoreConfig, nbytes: int = 0) -> None:
+        super().__init__(key, store_config)
+        self.nbytes = nbytes
+
+    def resolve(self) -> Any:
+        """As `Ref.resolve`, measured."""
+        return resolve(Ref(self, "", self.nbytes, ""))
 
 
 def hit() -> None:

@@ -40,12 +40,11 @@ from distributed.utils import iscoroutinefunction
 from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import Proxy
 from proxystore.serialize import frames
-from proxystore.store import Store, StoreConfig, StoreFactory, get_or_create_store
+from proxystore.store import Store, StoreConfig, get_or_create_store
 from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore.store.factory import store_factory
 from proxystore.workflow import Ref, parse_size, size_at_least
 from proxystore.workflow.refs import ref_to
-from proxystore_dask import measures
 from proxystore_dask._dask import (
     Alias,
     GraphNode,
@@ -56,6 +55,7 @@ from proxystore_dask._dask import (
     materialize,
 )
 from proxystore_dask.graph import is_native
+from proxystore_dask.measures import MeasuredFactory
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +109,8 @@ def results_setting(value: Any, threshold: int, *, name: str = "ps_results") -> 
 # ------------------------------------------------------------------------ on the worker
 
 
-class ResultFactory(StoreFactory[Any]):
+class ResultFactory(MeasuredFactory):
     """Gets what a task has returned, each time a copy of its own."""
-
-    def resolve(self) -> Any:
-        """As `Ref.resolve`."""
-        return measures.resolve(Ref(self, "", 0, ""))
 
 
 def stored_result(value: object) -> ResultFactory | None:
@@ -178,7 +174,7 @@ class Leave:
             ref = ref_to(store, data, type_name, name=name, digest=False)
         except NotImplementedError:  # a connector without names
             ref = ref_to(store, data, type_name, digest=False)
-        factory = ResultFactory(ref.factory.key, ref.factory.store_config)
+        factory = ResultFactory(ref.factory.key, ref.factory.store_config, ref.nbytes)
         return Ref(factory, "", ref.nbytes, type_name)
 
     def __reduce__(self) -> Any:
@@ -258,7 +254,8 @@ class Keep:
         return ref.nbytes >= self.limit
 
     def _ref(self, nbytes: int, type_name: str) -> Ref:
-        return Ref(self.factory, "", nbytes, type_name)
+        factory = ResultFactory(self.factory.key, self.factory.store_config, nbytes)
+        return Ref(factory, "", nbytes, type_name)
 
     def __reduce__(self) -> Any:
         return type(self), (self.func, self.factory, self.name, self.limit)

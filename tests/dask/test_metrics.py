@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from dask_tasks import fail, total
+from dask_tasks import add_one, fail, total
 from distributed import LocalCluster, wait
 from distributed.utils_test import gen_cluster
 from prometheus_client import REGISTRY
@@ -165,7 +165,18 @@ class TestWorkers:
         wait(client.submit(len, array, key="last-1"))
         wait_until(lambda: self.reported(cluster, "last").misses == 1)
         wait_until(lambda: self.reported(cluster, "used").misses == 1)
+        assert array.nbytes < self.reported(cluster, "used").load_bytes < 1.1 * array.nbytes
         assert self.reported(cluster, "unused").misses == 0
+
+    @pytest.mark.parametrize("ps_results", ["large", "durable"])
+    def test_what_tasks_get_of_results_has_its_size(
+        self, client, cluster, array, wait_until, ps_results
+    ):
+        made = client.submit(add_one, array, ps_results=ps_results)
+        name = f"take{ps_results}"
+        wait(client.submit(total, made, key=f"{name}-1"))
+        wait_until(lambda: self.reported(cluster, name).misses == 1)
+        assert array.nbytes < self.reported(cluster, name).load_bytes < 1.1 * array.nbytes
 
     def test_objects_that_are_gone_are_failures(self, client, cluster, array, objects, wait_until):
         lost = store_object(objects.store, array)
