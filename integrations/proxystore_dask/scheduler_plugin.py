@@ -516,18 +516,23 @@ class StoreLifetimes(SchedulerPlugin):
 
     def places(self) -> list[dict[str, Any]]:
         """Where the objects are, and how many: an entry for each store."""
-        found: dict[str, dict[str, Any]] = {}
+        found: list[tuple[StoreConfig, dict[str, Any]]] = []
+        # Of thousands of objects, most have the same instance.
+        by_instance: dict[int, dict[str, Any]] = {}
         for ref in self._objects.values():
             config = ref.factory.store_config
-            place = found.get(config.name)
+            place = by_instance.get(id(config))
             if place is None:
-                store = self._stores.get(repr(config))
-                connector = repr(store.connector) if store else _text(config.connector)
-                place = {"name": config.name, "connector": connector, "objects": 0, "nbytes": 0}
-                found[config.name] = place
+                place = next((row for known, row in found if known == config), None)
+                if place is None:
+                    store = self._opened(config)
+                    connector = repr(store.connector) if store else _text(config.connector)
+                    place = {"name": config.name, "connector": connector, "objects": 0, "nbytes": 0}
+                    found.append((config, place))
+                by_instance[id(config)] = place
             place["objects"] += 1
             place["nbytes"] += ref.nbytes
-        return sorted(found.values(), key=lambda place: -place["nbytes"])
+        return sorted((row for _, row in found), key=lambda place: -place["nbytes"])
 
     # ------------------------------------------------------------------------- book-keeping
 
@@ -784,13 +789,18 @@ class StoreLifetimes(SchedulerPlugin):
         return self._store_at(ref.factory.store_config)
 
     def _store_at(self, config: StoreConfig) -> Store[Any]:
+        store = self._opened(config)
+        if store is None:
+            store = get_or_create_store(config, register=False)
+            self._stores.append((config, store))
+        return store
+
+    def _opened(self, config: StoreConfig) -> Store[Any] | None:
         # Most are the same instance, which is seen much sooner.
         for known, store in self._stores:
             if known is config or known == config:
                 return store
-        store = get_or_create_store(config, register=False)
-        self._stores.append((config, store))
-        return store
+        return None
 
 
 def _text(connector: ConnectorConfig) -> str:

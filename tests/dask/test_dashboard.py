@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import tempfile
 from typing import Any
 from urllib.request import urlopen
 
@@ -16,6 +17,7 @@ from dask_tasks import total
 from distributed.utils_test import gen_cluster
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
+from proxystore.connectors.file import FileConnector
 from proxystore.connectors.local import LocalConnector
 from proxystore.store import Store
 from proxystore.workflow import store_object
@@ -109,6 +111,21 @@ async def test_figures_by_prefix_and_by_store(scheduler):
         assert (found["totals"]["objects"], found["totals"]["evicted"]) == (0, 4)
         assert found["totals"]["peak_nbytes"] == everything
         assert found["stores"] == []
+
+
+@gen_cluster(nthreads=[])
+async def test_stores_of_one_name_are_two_if_they_are_in_two_places(scheduler):
+    plugin = await started(scheduler)
+    with tempfile.TemporaryDirectory() as directory:
+        for i in range(3):
+            with Store("campaign", FileConnector(f"{directory}/{i % 2}", clear=False)) as store:
+                ref = pickle.dumps(store_object(store, "x" * 1000))
+                plugin._lease(ref=ref, client="me")
+        rows = [(row["name"], row["connector"], row["objects"]) for row in plugin.places()]
+        assert [(name, objects) for name, _, objects in rows] == [("campaign", 2), ("campaign", 1)]
+        assert f"{directory}/0" in rows[0][1]
+        assert f"{directory}/1" in rows[1][1]
+        await plugin.close()
 
 
 @gen_cluster(nthreads=[])
