@@ -29,6 +29,7 @@ import functools
 import logging
 import math
 import pickle
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -83,6 +84,10 @@ LINGER = 0.1
 # between two looks at the files of one that may be alive.
 ABANDONED = 600.0
 _PAUSE = 60.0
+
+# Seconds that a scheduler which closes waits for evictions. What is not done then, in a store that
+# hangs, its thread goes on with.
+CLOSING = 30.0
 
 # Seconds between two looks for stores that no client uses and in which nothing is known. One that
 # was so the last time is let go of: meanwhile a worker that ran a cancelled task to its end may
@@ -221,15 +226,25 @@ class StoreLifetimes(SchedulerPlugin):
         if self._checking:
             await asyncio.wait(self._checking.values(), timeout=1)
         self.forget_all()
-        if self._evicting is not None:
-            await self._evicting
+        under_way = [*self._burying, *filter(None, [self._evicting])]
+        end = time.monotonic() + CLOSING
+        if under_way:
+            await asyncio.wait(under_way, timeout=CLOSING)
         self._tags.clear()  # whatever workers still store, nobody will need
         self._sweep_groups()
-        if self._burying:
-            await asyncio.wait(self._burying)
         self._places.clear()
         self._release_keepers()
-        self._pool.shutdown()
+        late, self._doomed = self._doomed, []
+        ended = True
+        with contextlib.suppress(RuntimeError):  # the interpreter is exiting
+            self._pool.submit(self._evict_batch, late)
+            last = asyncio.get_running_loop().run_in_executor(self._pool, bool)
+            await asyncio.wait([last], timeout=max(0.0, end - time.monotonic()))
+            ended = last.done()
+            last.cancel()
+        self._pool.shutdown(wait=ended)  # which then blocks nobody
+        if not ended:
+            logger.warning("Evicting has taken more than %s s; objects may be left", CLOSING)
 
     # ------------------------------------------------------------ what the scheduler tells
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -438,6 +439,29 @@ async def test_closing_evicts_everything_at_once(scheduler):
         add_task(scheduler, plugin, "task", objects.put())
         await scheduler.close()
         assert len(objects) == 0
+
+
+@gen_cluster(nthreads=[])
+async def test_a_store_that_hangs_does_not_keep_a_scheduler_from_closing(scheduler):
+    plugin = await started(scheduler)
+    hangs = threading.Event()
+    plugin._pool.submit(hangs.wait, 20)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.ensure_future(tick())
+    with files() as objects, mock.patch.object(scheduler_plugin, "CLOSING", 0.2):
+        lease(plugin, objects.put(), "me")
+        await plugin.close()
+        assert ticks > 1
+        hangs.set()
+        await objects.wait_until(0)
+    ticking.cancel()
 
 
 @gen_cluster(nthreads=[])
