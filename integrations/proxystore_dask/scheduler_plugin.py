@@ -18,7 +18,10 @@ Rules of this file:
 * A durable result is needed until its task is forgotten.
 * What workers have stored and nobody has told of is found by its name, and swept if nobody can tell
   of it any more (`_Wanted`).
-* Everything here runs in the scheduler's event loop; only evictions run in a thread of the plugin.
+* Of an object that a client has begun to write, nobody takes away the half under a client that may
+  be alive: one that is gone may only have lost its connection.
+* The counting runs in the scheduler's event loop. Whatever a store may take its time for (opening,
+  probing, evicting, sweeping, letting go of it) runs in the plugin's one thread, in order.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Counts up when messages change their meaning; a client refuses a scheduler with another number.
+# Counts up when messages change their meaning. A client of a scheduler with another number leaves
+# nothing to it: what it has stored stays until it closes (`Lifetimes.CLIENT`), and results stay in
+# Dask.
 PROTOCOL = 4
 
 PACKAGE = "proxystore_dask"
