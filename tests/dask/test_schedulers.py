@@ -240,8 +240,9 @@ class TestConnections:
 
         def break_off() -> None:
             monkeypatch.undo()
+            before = client._ps.leases.prefix
             cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
-            wait_until(lambda: client.ps_stats().lifetimes is None)
+            wait_until(lambda: client._ps.leases.prefix != before)
             wait_until(lambda: client.ps_stats().lifetimes == "graph")
 
         with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as other:
