@@ -788,7 +788,7 @@ class Client(_dask.HookedClient):
         lifetimes = leases.lifetimes
         unheard = leases.close()
         if scheduler is not None and lifetimes is Lifetimes.GRAPH and not self._ps_in_task:
-            await say_goodbye(self, scheduler, self._ps_process)
+            await say_goodbye(self, scheduler, self._ps_process, self._ps.store)
         if self._ps_group is not None and is_dead(self._ps_process):
             await bury(self._ps.store, unheard, (leases.prefix, self._ps_group))
         elif unheard and not is_embedded(self._ps.store):  # which is removed as a whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import time
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 from distributed import Client as DaskClient
 from distributed import rpc
 
+from proxystore.connectors.file import FileConnector
 from proxystore.store import Store
 from proxystore.workflow import Ref, is_dead, sweep
+from proxystore.workflow.embedded import is_embedded
 from proxystore_dask.scheduler_plugin import GOODBYE
 
 logger = logging.getLogger(__name__)
@@ -23,20 +26,27 @@ _SECONDS = 2
 T = TypeVar("T")
 
 
-async def say_goodbye(client: DaskClient, scheduler: str, process: str) -> None:
+async def say_goodbye(client: DaskClient, scheduler: str, process: str, store: Store[Any]) -> None:
     """Wait a little until a scheduler has evicted what only a client that closes has needed.
 
-    Afterwards the scheduler may die, or the user close the store, and nothing is left.
+    Afterwards the scheduler may die, or the user close the store, and nothing is left. What others
+    need stays when the user closes the store, until they do not.
 
     Args:
         client: It has left the scheduler already.
         scheduler: The scheduler's address.
         process: The `identity` of its process.
+        store: The client's store.
     """
+    connector = store.connector
+    clears = isinstance(connector, FileConnector) and connector.clears and not is_embedded(store)
 
     async def say() -> None:
+        said = {"place": pickle.dumps(store.config())} if clears else {}
         async with rpc(scheduler, connection_args=client.connection_args) as again:
-            await getattr(again, GOODBYE)(client=client.id)
+            keeper = await getattr(again, GOODBYE)(client=client.id, **said)
+        if clears and keeper:
+            connector.leave_to(keeper)
 
     saying = asyncio.ensure_future(say())
     end = time.monotonic() + _SECONDS

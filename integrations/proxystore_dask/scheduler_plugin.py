@@ -45,6 +45,7 @@ import dask
 from dask.utils import key_split, parse_timedelta
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from proxystore.connectors.file import DirectoryKeeper, FileConnector
 from proxystore.store import Store, StoreConfig, get_or_create_store
 from proxystore.store.config import ConnectorConfig
 from proxystore.workflow import Ref, RefId, identity, is_dead, store_object, sweep
@@ -177,6 +178,9 @@ class StoreLifetimes(SchedulerPlugin):
         self._looking: asyncio.TimerHandle | None = None
         # Of stores that end with their client's process, by their names.
         self._keepers: dict[str, Keeper] = {}
+        # Of those that end when their client's program closes them, by their directories, with
+        # their names.
+        self._directories: dict[str, tuple[str, DirectoryKeeper]] = {}
         self._releasing: asyncio.TimerHandle | None = None
         self._doomed: list[Ref] = []
         self._evicting: asyncio.Task[None] | None = None
@@ -478,8 +482,16 @@ class StoreLifetimes(SchedulerPlugin):
         clients = [other for other, config in self._places.items() if config == place]
         return clients if len(clients) > 1 else []
 
-    async def _goodbye(self, client: str) -> None:
-        """Return once what only this client, which is closing, has needed is evicted."""
+    async def _goodbye(self, client: str, place: bytes = b"") -> str | None:
+        """Return once what only this client, which is closing, has needed is evicted.
+
+        Args:
+            client: Its id.
+            place: The configuration of its store, if that deletes the objects when it is closed.
+
+        Returns:
+            The name of the store's keeper, if somebody needs an object in it; else None.
+        """
         while client in self._clients:
             await asyncio.sleep(0.005)
         evicting = self._evicting
@@ -487,8 +499,15 @@ class StoreLifetimes(SchedulerPlugin):
             await asyncio.sleep(0.01)  # its tasks are cancelled where they wait to be run
             self._hurried.set()
             await asyncio.shield(evicting)
+        config: StoreConfig | None = pickle.loads(place) if place else None
+        if config is not None and not self._needs(config.name):
+            config = None
         with contextlib.suppress(RuntimeError):  # closed: everything is evicted
-            await asyncio.get_running_loop().run_in_executor(self._pool, bool)  # after sweeps
+            loop = asyncio.get_running_loop()
+            keeper = await loop.run_in_executor(self._pool, self._keep, config)  # after sweeps
+            self._release_keepers()  # it may be needed no more
+            return keeper
+        return None
 
     async def _stats(self) -> dict[str, int]:
         return {
@@ -634,12 +653,24 @@ class StoreLifetimes(SchedulerPlugin):
 
     def _release_keepers(self) -> None:
         """Let go of stores whose clients are gone, and of which no task needs anything."""
-        for name in self._keepers.keys() - {place.name for place in self._places.values()}:
-            refs = chain(self._kept.values(), self._doomed)
-            needed = chain(self._objects, (ref.id for ref in refs))
-            if all(ident[0] != name for ident in needed):
-                with contextlib.suppress(RuntimeError):  # the interpreter is exiting
+        here = {place.name for place in self._places.values()}
+        with contextlib.suppress(RuntimeError):  # the interpreter is exiting
+            for name in self._keepers.keys() - here:
+                if not self._needs(name):
                     self._pool.submit(self._release_keeper, name, self._keepers.pop(name))
+            for directory, (name, keeper) in tuple(self._directories.items()):
+                if self._needs(name):
+                    continue
+                if name in here:
+                    self._pool.submit(keeper.pause)
+                else:
+                    del self._directories[directory]
+                    self._pool.submit(self._release_keeper, name, keeper)
+
+    def _needs(self, name: str) -> bool:
+        """Whether something of a store is needed, or still to be evicted."""
+        refs = chain(self._kept.values(), self._doomed)
+        return any(ident[0] == name for ident in chain(self._objects, (ref.id for ref in refs)))
 
     def _sweep_groups_soon(self) -> None:
         """Evict what nobody has told of, and nobody will."""
@@ -752,7 +783,26 @@ class StoreLifetimes(SchedulerPlugin):
             if all(store is not dropped for dropped in stores)
         ]
 
-    def _release_keeper(self, name: str, keeper: Keeper) -> None:
+    def _keep(self, config: StoreConfig | None) -> str | None:
+        """Keep what is in a store when its client's program closes it; return the keeper's name."""
+        if config is None:
+            return None
+        try:
+            connector = self._store_at(config).connector
+            if not isinstance(connector, FileConnector):
+                return None
+            known = self._directories.get(connector.store_dir)
+            if known is not None:
+                known[1].keep()
+                return known[1].name
+            keeper = DirectoryKeeper(connector)
+            self._directories[connector.store_dir] = config.name, keeper
+            return keeper.name
+        except Exception:  # as in `_can_open`
+            logger.exception("Tasks need objects of %r, and it cannot be kept", config.name)
+        return None
+
+    def _release_keeper(self, name: str, keeper: Keeper | DirectoryKeeper) -> None:
         # Or it would be made anew, by who looks into all stores.
         self._stores = [each for each in self._stores if each[1].name != name]
         keeper.release()

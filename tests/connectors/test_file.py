@@ -25,7 +25,7 @@ from proxystore.connectors.exceptions import (
     StoreDirectoryError,
     UnexpectedFileError,
 )
-from proxystore.connectors.file import FileConnector, FileKey
+from proxystore.connectors.file import DirectoryKeeper, FileConnector, FileKey
 from proxystore.proxy import Proxy
 from proxystore.serialize import frames
 from proxystore.store import Store
@@ -428,6 +428,67 @@ def test_a_guest_holds_nobody_up(tmp_path, another):
     guest.disown()
     another.close()
     assert not os.path.exists(guest.store_dir)
+
+
+def test_what_is_kept_goes_when_it_is_not_kept_any_more(tmp_path):
+    connector = FileConnector(tmp_path / "store")
+    key = connector.put(b"x")
+    keeper = DirectoryKeeper(connector)
+    connector.leave_to(keeper.name)
+    connector.close()
+    connector.close()
+    assert connector.exists(key)
+    keeper.release()
+    assert not os.path.exists(connector.store_dir)
+
+
+def test_what_is_kept_no_more_goes_on_close(tmp_path):
+    connector = FileConnector(tmp_path / "store")
+    key = connector.put(b"x")
+    keeper = DirectoryKeeper(connector)
+    connector.leave_to(keeper.name)
+    keeper.release()
+    assert os.listdir(connector.store_dir) == [key.filename], "nobody has closed it"
+    connector.close()
+    assert not os.path.exists(connector.store_dir)
+
+
+def test_what_is_kept_goes_if_told_to(tmp_path):
+    connector = FileConnector(tmp_path / "store")
+    keeper = DirectoryKeeper(connector)
+    connector.leave_to(keeper.name)
+    connector.close(clear=True)
+    assert not os.path.exists(connector.store_dir)
+    keeper.release()
+    assert not os.path.exists(connector.store_dir)
+
+
+def test_of_several_keepers_the_last_one_clears(tmp_path):
+    connectors = [FileConnector(tmp_path / "store") for _ in range(2)]
+    first, last = DirectoryKeeper(connectors[0]), DirectoryKeeper(connectors[0])
+    connectors[0].leave_to(first.name)
+    connectors[0].leave_to(last.name)
+    connectors[0].close()
+    first.release()
+    assert os.path.exists(connectors[0].store_dir)
+    last.keep()  # also beyond the second close
+    connectors[1].leave_to(last.name)
+    connectors[1].close()
+    last.release()
+    assert not os.path.exists(connectors[0].store_dir)
+
+
+def test_a_keeper_leaves_it_to_who_has_the_directory_open(tmp_path, another):
+    connectors = [FileConnector(tmp_path / "store") for _ in range(2)]
+    key = connectors[0].put(b"x")
+    for left, connector in enumerate(connectors):
+        keeper = DirectoryKeeper(connector)
+        connector.leave_to(keeper.name)
+        connector.close()
+        keeper.release()
+        assert connector.exists(key), "it is open in another process" if left else "it is open here"
+    another.close()
+    assert not os.path.exists(connectors[0].store_dir)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

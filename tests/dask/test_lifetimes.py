@@ -31,6 +31,7 @@ from dask_tasks import (
     total,
     wait_for,
 )
+from distributed import Client as DaskClient
 from distributed import LocalCluster, fire_and_forget, wait
 
 from proxystore.connectors import file
@@ -290,6 +291,49 @@ class TestEnd:
         client.unpublish_dataset("data")
         objects.wait_until_empty()
 
+    def test_published_data_outlives_its_store(self, cluster, array, tmp_path, wait_until):
+        """Which the scheduler then clears, also one in the process that has closed it."""
+        directory = tmp_path / "store"
+        with (
+            Store("published", FileConnector(directory)) as store,
+            Client(cluster, ps_store=store, ps_threshold="50 kB") as client,
+        ):
+            store.put("by hand")
+            client.publish_dataset(data=client.submit(identity, array))
+        with DaskClient(cluster) as plain:
+            data = plain.get_dataset("data")
+            plain.restart_workers(list(plain.scheduler_info()["workers"]))  # so that it runs again
+            assert (data.result() == array).all()
+            del data
+            plain.unpublish_dataset("data")
+            wait_until(lambda: not directory.exists())
+
+    def test_published_data_of_two_stores_of_one_name(self, cluster, array, tmp_path, wait_until):
+        directories = [tmp_path / "one", tmp_path / "two"]
+        for directory in directories:
+            with (
+                Store("same", FileConnector(directory)) as store,
+                Client(cluster, ps_store=store, ps_threshold="50 kB") as client,
+            ):
+                future = client.submit(identity, array, key=directory.name)
+                client.publish_dataset(future, name=directory.name)
+        assert all(directory.exists() for directory in directories)
+        with DaskClient(cluster) as plain:
+            plain.unpublish_dataset("one")
+            plain.unpublish_dataset("two")
+        wait_until(lambda: not any(directory.exists() for directory in directories))
+
+    def test_a_store_outlives_what_its_tasks_need(self, cluster, array, tmp_path, wait_until):
+        with Store("published", FileConnector(tmp_path / "store")) as store:
+            by_hand = store.put("by hand")
+            with Client(cluster, ps_store=store, ps_threshold="50 kB") as client:
+                client.publish_dataset(data=client.submit(identity, array))
+            with DaskClient(cluster) as plain:
+                plain.unpublish_dataset("data")
+            wait_until(lambda: len(os.listdir(tmp_path / "store")) == 1)
+            assert store.get(by_hand) == "by hand"
+        assert not (tmp_path / "store").exists()
+
     def test_a_users_own_object_is_never_evicted(self, client, array, objects):
         key = objects.store.put(array)
         proxy = objects.store.proxy_from_key(key)
@@ -390,7 +434,8 @@ class TestCluster:
             held = other.submit(total, array)
             with Client(cluster, ps_store=objects.store, ps_threshold="50 kB") as client:
                 assert client.submit(total, array + 1).result() == array.sum() + len(array)
-            assert len(objects) == 1
+            # Not the file that keeps it beyond the close of the first one's store.
+            assert len(list(objects.store.connector.keys())) == 1
             assert held.result() == array.sum()
 
     def test_client_that_is_killed(self, cluster, array, objects, wait_until):

@@ -403,17 +403,22 @@ class TestOfNoHelp:
 
 
 class TestStoresOfProgramsThatEnd:
-    """An embedded store is its process's; a scheduler keeps it on while tasks need it."""
+    """A store is its process's; a scheduler keeps it on while tasks need it."""
 
     PROGRAM = """
 import os, sys, time
 import numpy as np
 from dask_tasks import add_one, total, wait_for
 from distributed import fire_and_forget, wait
+from proxystore.connectors.file import FileConnector
+from proxystore.store import Store
 from proxystore_dask import Client
 if __name__ == "__main__":
     address, directory, ends = sys.argv[1:]
-    client = Client(address, ps_threshold="50 kB")
+    store = None
+    if ends == "closes its own":
+        store = Store("own", FileConnector(os.path.join(directory, "store")))
+    client = Client(address, ps_store=store, ps_threshold="50 kB")
     array = np.arange(20_000.0)
     made = [
         client.submit(add_one, array, ps_results=of, pure=False) for of in ("large", "durable")
@@ -427,11 +432,13 @@ if __name__ == "__main__":
     print(client.ps_store.connector.store_dir, flush=True)
     if ends == "killed":
         os.kill(os.getpid(), 9)
-    if ends == "closes":
+    if ends.startswith("closes"):
         client.close()
+    if store is not None:
+        store.close()
 """
 
-    @pytest.mark.parametrize("ends", ["closes", "just ends", "killed"])
+    @pytest.mark.parametrize("ends", ["closes", "closes its own", "just ends", "killed"])
     def test_what_tasks_still_need(self, processes, array, tmp_path, wait_until, ends):
         processes.start_scheduler()
         processes.start_worker()
@@ -496,6 +503,23 @@ if __name__ == "__main__":
         (tmp_path / "go").touch()
         wait_until(lambda: not directory.with_suffix(".owner").exists())
         assert not directory.exists()
+
+    def test_what_they_need_when_the_scheduler_ends(self, processes, tmp_path, wait_until):
+        """Then no task will, and the store that the program has closed is cleared."""
+        processes.start_scheduler()
+        processes.start_worker()
+        program = tmp_path / "program.py"
+        program.write_text(self.PROGRAM)
+        subprocess.run(
+            [sys.executable, str(program), processes.address, str(tmp_path), "closes its own"],
+            env={**os.environ, "PYTHONPATH": SEARCH_PATH},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        assert (tmp_path / "store").exists()
+        processes.scheduler.terminate()
+        processes.scheduler.wait()
+        assert not (tmp_path / "store").exists()
 
     def test_a_scheduler_that_was_killed_before(self, processes, objects, tmp_path):
         """A program that closes nothing evicts in its place when it exits."""

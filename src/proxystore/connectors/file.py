@@ -11,6 +11,8 @@ The rules that keep it right without a lock, between processes and nodes:
   under a lock on it, and counts while it has its name. Who removes an object does so before
   its claim; who claims looks for the object after writing. So none outlives its object.
 - What is deleted on close is only what has the name of an object of ours.
+- Who keeps the objects beyond the close of who has stored them has a hidden file, too
+  (`DirectoryKeeper`). The close renames it; if it is gone by then, the close deletes.
 """
 
 from __future__ import annotations
@@ -121,7 +123,8 @@ class FileConnector(ConnectorMixin[FileKey]):
             at its beginning is the user's home. One that cannot be written to can be read.
         clear: Whether `close` deletes the objects and the directory. Only in the
             process that made this instance, if no other has the directory open any more
-            (where the file system can tell: not on NFS): the last one out clears. Never
+            (where the file system can tell: not on NFS): the last one out clears. If a Dask
+            scheduler says that tasks still need objects, it clears when they do not. Never
             in one that was rebuilt for a proxy (see `disown`): a worker must not delete
             what others still use, and nobody waits for it.
         buffering: Kept and ignored. Files are written with one system call.
@@ -153,6 +156,7 @@ class FileConnector(ConnectorMixin[FileKey]):
         self._on_network: bool | None = None  # found out when it matters
         self._made_directory, self._opening = _open_directory(self.store_dir)
         self._creator_pid: int | None = os.getpid()
+        self._keepers: set[str] = set()
 
     def __repr__(self) -> str:
         return f"FileConnector(directory={self.store_dir})"
@@ -186,6 +190,15 @@ class FileConnector(ConnectorMixin[FileKey]):
             with contextlib.suppress(OSError):  # not empty, or gone
                 os.rmdir(self.store_dir)
 
+    @property
+    def clears(self) -> bool:
+        """Whether `close` deletes if nobody else has the directory open."""
+        return self.clear and self._creator_pid == os.getpid()
+
+    def leave_to(self, keeper: str) -> None:
+        """Have `close` leave deleting to a `DirectoryKeeper` of that name, if it is there then."""
+        self._keepers.add(keeper)
+
     def close(self, clear: bool | None = None) -> None:
         """Delete the objects and then the directory, if that is asked for.
 
@@ -193,11 +206,13 @@ class FileConnector(ConnectorMixin[FileKey]):
 
         Args:
             clear: None: as the constructor was told, and only in its process, if no other
-                has the directory open. True: whoever has.
+                has the directory open, and nobody keeps the objects. True: whoever does.
         """
         opening, self._opening = self._opening, None
         if clear is None:
-            clear = self.clear and self._creator_pid == os.getpid()
+            # Every keeper has to hear of it.
+            kept = [self._tell(keeper) for keeper in self._keepers] if self.clears else []
+            clear = self.clears and not any(kept)
             if clear:
                 # A second call is not the last one out because it was the last before.
                 opening = opening or _open(self.store_dir)
@@ -210,6 +225,15 @@ class FileConnector(ConnectorMixin[FileKey]):
                 place = opening.place
                 del opening  # who waits to be alone must not find us
                 _let_others_in(place)
+
+    def _tell(self, keeper: str) -> bool:
+        """Say to a keeper that it is to delete; return whether it will."""
+        keeps, closed = _files_of(self.store_dir, keeper)
+        try:
+            os.rename(keeps, closed)
+        except FileNotFoundError:
+            return os.path.exists(closed)  # it has heard
+        return True
 
     def _clear(self) -> None:
         with (
@@ -548,6 +572,55 @@ class FileConnector(ConnectorMixin[FileKey]):
     def _is_full(self, parts: Sequence[BytesLike]) -> StorageFullError:
         needed = sum(memoryview(part).nbytes for part in parts)
         return StorageFullError(self.store_dir, needed, free_bytes(self.store_dir))
+
+
+class DirectoryKeeper:
+    """Keeps the objects in a directory when whoever has stored them closes their connector.
+
+    They have to know its name before (`FileConnector.leave_to`). Where its process is killed, the
+    directory stays.
+
+    Attributes:
+        name: A name of its own.
+    """
+
+    def __init__(self, connector: FileConnector) -> None:
+        self.name = new_name()
+        self._directory = connector.store_dir
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep them, also beyond the next close."""
+        keeps, _ = _files_of(self._directory, self.name)
+        os.close(os.open(keeps, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def pause(self) -> None:
+        """Have whoever closes next clear. What has been left to this one stays."""
+        _unlink(_files_of(self._directory, self.name)[0])
+
+    def release(self) -> None:
+        """Keep them no more: if they have been left to this one, and to no other, they go."""
+        self.pause()
+        _, closed = _files_of(self._directory, self.name)
+        try:
+            os.unlink(closed)
+        except FileNotFoundError:
+            return
+        with contextlib.suppress(FileNotFoundError):  # told to clear, somebody has
+            if any(name.endswith((_KEEPS, _CLOSED)) for name in os.listdir(self._directory)):
+                return
+            found = os.stat(self._directory)
+            if (found.st_dev, found.st_ino) not in _openings:  # else it is open here
+                FileConnector(self._directory).close()
+
+
+_KEEPS, _CLOSED = ".keeper", ".closed"
+
+
+def _files_of(directory: str, keeper: str) -> tuple[str, str]:
+    """Return the path of a keeper's file, before and after a connector was closed."""
+    path = os.path.join(directory, f".{keeper}")
+    return path + _KEEPS, path + _CLOSED
 
 
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device"}
