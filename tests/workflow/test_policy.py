@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxystore.workflow import ThresholdError, parse_size
+from proxystore.workflow import ThresholdError, parse_size, size_at_least
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,17 @@ def test_what_is_no_size(value):
         parse_size(value, name="ps_threshold")
     assert caught.value.value == value
     assert isinstance(caught.value, ValueError)
+
+
+class NotLoaded:
+    def __init__(self, data):
+        self.data = data
+
+    @property
+    def nbytes(self):
+        raise RuntimeError("not loaded")
+
+
+def test_an_object_that_cannot_tell_its_size_is_measured():
+    assert not size_at_least(NotLoaded(b"x"), 100)
+    assert size_at_least(NotLoaded(bytes(100)), 100)

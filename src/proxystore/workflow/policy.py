@@ -86,7 +86,10 @@ def size_of(obj: Any) -> int | None:
     cls = type(obj)
     if cls is bytes or cls is str or cls is bytearray:
         return len(obj)
-    nbytes = getattr(obj, "nbytes", None)
+    try:
+        nbytes = getattr(obj, "nbytes", None)
+    except Exception:  # noqa: BLE001 - a property may raise anything; the pickler can tell, too
+        return None
     return nbytes if type(nbytes) is int else None
 
 
