@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,9 +27,11 @@ from proxystore.workflow import (
     UnpicklableArgumentError,
     embedded,
     measure,
+    packing,
     size_at_least,
     unpack,
 )
+from proxystore.workflow.policy import surely_below
 
 THRESHOLD = 1000
 LARGE = np.arange(THRESHOLD)
@@ -335,6 +338,56 @@ def test_what_is_packed_comes_back_and_is_small(args, kwargs):
             assert sum(map(len, re_bytes(value))) < THRESHOLD
         ledger.close()
     assert not store.connector._store
+
+
+counts = st.integers(0, 70)
+plain = st.recursive(
+    st.none() | st.floats() | st.integers() | st.text(max_size=9) | st.binary(max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=40)
+        | st.builds(lambda item, n: [item] * n, inner, counts)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=9)
+        | st.tuples()
+        | st.tuples(inner)
+        | st.tuples(inner, inner)
+        | st.sets(st.integers(0, 300), max_size=9)
+        | st.frozensets(st.none())
+    ),
+    max_leaves=60,
+)
+
+
+@given(st.lists(plain))
+def test_what_is_surely_below_is_so_piece_by_piece(value):
+    with mock.patch.object(packing, "surely_below", return_value=False):
+        walk = packing._Walk(1 << 40, packing._never, packing._never, packing._by_size)
+        inline = walk.plan(value, 1).inline
+    assert not surely_below(value, inline)
+
+
+def test_small_data_are_measured_in_one_go(ledger, monkeypatch):
+    rows = [[float(i), {"n": i}] for i in range(15)]
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "measure", None)
+        assert packer(ledger).pack((rows,), {}).args[0] is rows
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *([[Future()]], [(Proxy(SimpleFactory(1)),)], {"k": [LARGE]}, [[Pair(1, 2)]]),
+        *([[{Future()}]], [[OrderedDict()]], [[len]], [[bytes(THRESHOLD)]]),
+    ],
+    ids=repr,
+)
+def test_nothing_else_is_surely_below(value):
+    assert not surely_below(value, THRESHOLD)
+
+
+def test_what_holds_itself_is_not_surely_below():
+    value = [[1]]
+    value[0].append(value)
+    assert not surely_below(value, THRESHOLD)
 
 
 def re_bytes(value):

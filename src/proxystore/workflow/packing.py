@@ -19,7 +19,7 @@ from proxystore.store.factory import store_factory
 from proxystore.utils.imports import get_object_path
 from proxystore.workflow.embedded import is_embedded
 from proxystore.workflow.leases import Hold, Ledger
-from proxystore.workflow.policy import are_small, is_small, measure
+from proxystore.workflow.policy import are_small, is_small, measure, surely_below
 from proxystore.workflow.refs import ProxyRef, Ref
 
 logger = logging.getLogger(__name__)
@@ -322,11 +322,15 @@ class _Walk:
     def _container(self, obj: Any, position: int | str) -> _Plan:
         mapping = type(obj) is dict
         items = list(obj.values()) if mapping else list(obj)
-        has_text = self._policy is not _by_size and str in map(type, items)
-        if are_small(items) and not has_text:
+        by_size = self._policy is _by_size
+        if are_small(items) and (by_size or str not in map(type, items)):
             # Nothing to be replaced in it. And a million items, as one object, take a
             # moment to look at; one by one they would take a second.
             return self._whole(obj, position)
+        # Where others are beside it, its size is needed, too.
+        # (In another container its size would have to be known, too.)
+        if not self._inside and by_size and surely_below(obj, self._threshold):
+            return _Plan(obj)
         if id(obj) in self._inside or len(self._inside) >= _DEEPEST:
             return _Plan(obj, storable=False)  # it holds itself, or is absurdly deep
         self._inside.add(id(obj))

@@ -118,6 +118,30 @@ def size_at_least(obj: Any, threshold: int) -> bool:
     return (measure(obj, threshold) or 0) >= threshold
 
 
+def surely_below(obj: Any, limit: int) -> bool:
+    """Say whether a container holds plain data, of less than `limit` bytes also in pieces.
+
+    That is: whatever parts of it `measure` measures, the sum is less. False says nothing. Pickled
+    in one go, thousands of small lists take as long as a dozen of them one by one.
+    """
+    try:
+        _PlainPickler(_Bound(limit)).dump(obj)
+    except Exception:  # noqa: BLE001 - too large, not plain, or it holds itself
+        return False
+    return True
+
+
+class _PlainPickler(pickle.Pickler):
+    """Pickles what consists of the classes that pickle has codes for; all else is an error."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, protocol=5)
+        self.fast = True  # without a memo: each time that an object is there counts
+
+    def reducer_override(self, obj: Any) -> Any:
+        raise pickle.PicklingError("not plain data")
+
+
 class _LimitReached(Exception):
     """The counter need not go on."""
 
@@ -141,6 +165,31 @@ class _Counter(io.RawIOBase):
 
     def write_buffer(self, buffer: pickle.PickleBuffer) -> None:
         self.write(buffer.raw())
+
+
+class _Bound(_Counter):
+    """Counts no less than all containers take, each with the begin and end of a pickle."""
+
+    # With each of these codes a list, tuple, dictionary or set begins or ends. Bytes of data that
+    # look the same count, too.
+    _CONTAINERS = b"".join(
+        [
+            *(pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.FROZENSET),
+            *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+        ]
+    )
+    # What says that it holds nothing is pickled to see how large it is.
+    _EMPTY = (pickle.SHORT_BINUNICODE + b"\0", pickle.SHORT_BINBYTES + b"\0", pickle.BYTEARRAY8)
+    # Protocol, frame, memo and stop take 13 of them, more than a thousand items 11 for each.
+    _EACH = 16
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        pieces = len(content) - len(content.translate(None, self._CONTAINERS))
+        pieces += sum(map(content.count, self._EMPTY))
+        # Half as much again: for an entry in the memo, of a string of two bytes or more.
+        self.count += self._EACH * pieces + len(content) // 2
+        return super().write(content)
 
 
 def _count(pickler: Callable[..., Any], obj: Any, limit: int) -> int | None:
