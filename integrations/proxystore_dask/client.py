@@ -54,6 +54,7 @@ from proxystore_dask.results import (
     Results,
     StoredKeys,
     check_durable,
+    hurry,
     leaving,
     results_setting,
     stored_result,
@@ -97,9 +98,13 @@ class _Backing:
             target = reference()
             return None if target is None else _found(target, place, digest, lease)
 
+        def make_room() -> bool:
+            target = reference()
+            return target is not None and _makes_room(target)
+
         place = pickle.dumps(store.config())
         self.store = store
-        self.leases = Leases(store, send, ask)
+        self.leases = Leases(store, send, ask, make_room)
         self.threshold = threshold
         self.packer = self.new_packer(self.leases.ledger)
 
@@ -125,6 +130,18 @@ def _found(client: DaskClient, place: bytes, digest: str, lease: str) -> Ref | N
     asked = asyncio.run_coroutine_threadsafe(find(), loop.asyncio_loop)
     found = asked.result(_SECONDS_TO_FIND + 1)
     return None if found is None else pickle.loads(found)
+
+
+def _makes_room(client: DaskClient) -> bool:
+    """Whether the scheduler has evicted what nobody needs, just now."""
+    if client.asynchronous:  # as above
+        return False
+    loop: Any = client.loop
+    asked = asyncio.run_coroutine_threadsafe(hurry(client.scheduler), loop.asyncio_loop)
+    try:
+        return asked.result()
+    except Exception:  # noqa: BLE001 - whatever it is, the store is full
+        return False
 
 
 class Client(_dask.HookedClient):

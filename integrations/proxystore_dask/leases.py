@@ -60,6 +60,7 @@ class Leases:
         ask: Has the scheduler lease an object of a digest to the owner that is named, if it
             knows one in this store: waits for the answer, a reference or None. What it raises
             is logged, and for some time nothing is asked.
+        make_room: As for `Ledger`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Leases:
         store: Store[Any],
         send: Callable[[dict[str, Any]], None],
         ask: Callable[[str, str], Ref | None],
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
         self.ledger = Ledger(
             store,
@@ -74,6 +76,7 @@ class Leases:
             on_unneeded=self._ended,
             name=self._name,
             find=self._find,
+            make_room=make_room,
         )
         # Whether others store in the same place: only then somebody may have the same content.
         self.has_company = False

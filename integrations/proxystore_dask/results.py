@@ -19,6 +19,8 @@ finds the object and does not call its function.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -35,8 +37,9 @@ from dask.context import thread_state
 from dask.utils import funcname
 from distributed import Client as DaskClient
 from distributed import Worker, get_worker
-from distributed.utils import iscoroutinefunction
+from distributed.utils import iscoroutinefunction, sync
 
+from proxystore.connectors.exceptions import StorageFullError
 from proxystore.connectors.protocols import EnumerableConnector
 from proxystore.proxy import Proxy
 from proxystore.serialize import frames
@@ -60,6 +63,10 @@ from proxystore_dask.measures import MeasuredFactory
 logger = logging.getLogger(__name__)
 
 RESULT = "proxystore-result"
+HURRY = "proxystore_hurry"
+
+# How long to wait for room in a store that is full.
+_SECONDS_TO_EVICT = 2
 
 # Where the names of others have the worker's tag: no worker's death ends a durable result.
 KEPT = "kept"
@@ -111,6 +118,22 @@ def results_setting(value: Any, threshold: int, *, name: str = "ps_results") -> 
 
 class ResultFactory(MeasuredFactory):
     """Gets what a task has returned, each time a copy of its own."""
+
+
+async def hurry(scheduler: Any) -> bool:
+    """Have a scheduler evict at once what nobody needs; whether there was any."""
+    return bool(await asyncio.wait_for(getattr(scheduler, HURRY)(), _SECONDS_TO_EVICT))
+
+
+def _with_room(worker: Worker, put: Callable[[], Ref]) -> Ref:
+    """What `put` returns; if the store is full, it is called again once there is more room."""
+    try:
+        return put()
+    except StorageFullError:
+        with contextlib.suppress(Exception):  # whatever it is, the store is full
+            if sync(worker.loop, hurry, worker.scheduler):
+                return put()
+        raise
 
 
 def stored_result(value: object) -> ResultFactory | None:
@@ -170,10 +193,11 @@ class Leave:
 
     def _put(self, store: Store[Any], data: Any, type_name: str, worker: Worker) -> Ref:
         name = f"{self.group}.{tag(worker.id)}-{next(_numbers)}"
+        put = functools.partial(ref_to, store, data, type_name, digest=False)
         try:
-            ref = ref_to(store, data, type_name, name=name, digest=False)
+            ref = _with_room(worker, functools.partial(put, name=name))
         except NotImplementedError:  # a connector without names
-            ref = ref_to(store, data, type_name, digest=False)
+            ref = _with_room(worker, put)
         factory = ResultFactory(ref.factory.key, ref.factory.store_config, ref.nbytes)
         return Ref(factory, "", ref.nbytes, type_name)
 
@@ -238,7 +262,9 @@ class Keep:
         try:
             store = get_or_create_store(self.factory.store_config)
             data = store.dump(value)
-            made = ref_to(store, data, frames.type_name(value), name=self.name, digest=False)
+            kind = frames.type_name(value)
+            put = functools.partial(ref_to, store, data, kind, name=self.name, digest=False)
+            made = _with_room(worker, put)
         except Exception as error:  # noqa: BLE001 - whatever it is, the result must not be lost
             logger.warning(
                 "a result of %s stays in Dask, and is lost with its worker: %s",

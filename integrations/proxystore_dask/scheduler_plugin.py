@@ -55,7 +55,7 @@ from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
 from proxystore_dask.reach import StoreUnreachableError, asked, check
-from proxystore_dask.results import RESULT, kept_result, tag, takes_as_it_is
+from proxystore_dask.results import HURRY, RESULT, kept_result, tag, takes_as_it_is
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -203,6 +203,7 @@ class StoreLifetimes(SchedulerPlugin):
                 PROBE: self._probed,
                 FIND: self._find,
                 GOODBYE: self._goodbye,
+                HURRY: self._hurry,
                 STATS: self._stats,
             }
         )
@@ -508,6 +509,16 @@ class StoreLifetimes(SchedulerPlugin):
             self._release_keepers()  # it may be needed no more
             return keeper
         return None
+
+    async def _hurry(self) -> bool:
+        """Evict at once what is to be evicted; return whether there was anything."""
+        await asyncio.sleep(0.02)  # a client may have let go of something just before it asked
+        evicting = self._evicting
+        if evicting is None:
+            return False
+        self._hurried.set()
+        await asyncio.shield(evicting)
+        return True
 
     async def _stats(self) -> dict[str, int]:
         return {

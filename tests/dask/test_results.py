@@ -13,6 +13,7 @@ import dask
 import numpy as np
 import pytest
 from dask_tasks import (
+    SmallConnector,
     add_one,
     change_in_place,
     fail,
@@ -36,6 +37,7 @@ from distributed import (
 )
 
 from proxystore.proxy import Proxy
+from proxystore.store import Store
 from proxystore_dask import Client, attach
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
@@ -359,6 +361,19 @@ class TestLifetimes:
         future = storing.submit(_die_before_telling, str(tmp_path / "died"))
         assert future.result().sum() == 20_000
         wait_until(lambda: len(objects) == 1)
+
+    @pytest.mark.parametrize("results", ["large", "durable"])
+    def test_a_full_store_has_room_for_what_follows(self, cluster, array, tmp_path, results):
+        """Objects stay a moment when nobody needs them any more."""
+        with (
+            Store("small", SmallConnector(tmp_path / "store"), cache_size=0) as store,
+            Client(cluster, ps_store=store, ps_threshold="50 kB", ps_results=results) as client,
+        ):
+            for i in range(3):
+                made = client.submit(np.full, 20_000, float(i))
+                assert in_memory(client, made)[0] == "Proxy"
+                del made
+                assert client.submit(total, array + i).result() == (array + i).sum()
 
     def test_cancelled(self, storing, array, objects, tmp_path, wait_until):
         started, go = tmp_path / "started", tmp_path / "go"

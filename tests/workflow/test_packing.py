@@ -298,6 +298,27 @@ def test_a_full_store_is_tried_again_when_something_is_on_its_way_out(store):
         packed.args[0].evict()
 
 
+def test_a_full_store_is_tried_again_when_others_have_made_room(store):
+    full = Store("full-others", Full())
+    others = []
+
+    def make_room():
+        if others:
+            full.evict(others.pop())
+            return True
+        return False
+
+    ledger = Ledger(full, make_room=make_room)
+    with store_registration(full):
+        others.append(full.put(LARGE))
+        packed = packer(ledger).pack((LARGE + 1,), {})
+        assert (packed.args[0].resolve() == LARGE + 1).all()
+        with pytest.raises(StorageFullError):
+            packer(ledger).pack((LARGE,), {})
+        packed.release()
+        ledger.close()
+
+
 def test_containers_that_hold_themselves_are_survived(ledger):
     value = [LARGE]
     value.append(value)

@@ -115,6 +115,8 @@ class Ledger:
         find: Called with the digest of content that is not here, in the thread that wants it.
             Returns an object of this content that somebody else has stored, and that stays
             until it is reported as unneeded here too; or None.
+        make_room: Called when the store is full, in the thread that wants to put something there.
+            Has somebody else evict what is not needed; returns whether there was any.
     """
 
     def __init__(
@@ -125,10 +127,12 @@ class Ledger:
         on_unneeded: Callable[[Ref], None] | None = None,
         name: Callable[[], str | None] | None = None,
         find: Callable[[str], Ref | None] | None = None,
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
         self.store = store
         self._name = name if isinstance(store.connector, EnumerableConnector) else None
         self._find = find
+        self._make_room = make_room
         self._on_stored = on_stored
         self._on_unneeded = on_unneeded or Ref.evict
         self._start_afresh()
@@ -203,6 +207,8 @@ class Ledger:
                 # What was released a moment ago may be on its way out, through the reaper
                 # or, where another process evicts, through that.
                 self.flush()
+                if self._make_room is not None and self._make_room():
+                    continue
                 if not self._stats.unneeded:
                     raise
                 time.sleep(wait)

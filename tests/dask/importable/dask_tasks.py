@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from distributed import get_client, secede
 from distributed.protocol import dask_deserialize, dask_serialize
 
+from proxystore.connectors.exceptions import StorageFullError
 from proxystore.connectors.file import FileConnector
 from proxystore.proxy import Proxy, is_resolved
 
@@ -41,6 +43,20 @@ class TracingConnector(FileConnector):
     def evict(self, key: Any) -> None:
         self._note("evict")
         super().evict(key)
+
+
+class SmallConnector(FileConnector):
+    """A file connector with room for 200 kB."""
+
+    def set_buffers(self, key: Any, parts: Any) -> None:
+        needed = sum(memoryview(part).nbytes for part in parts)
+        free = 200_000
+        for name in os.listdir(self.store_dir):
+            with contextlib.suppress(FileNotFoundError):
+                free -= os.path.getsize(os.path.join(self.store_dir, name))
+        if needed > free:
+            raise StorageFullError(self.store_dir, needed, free)
+        super().set_buffers(key, parts)
 
 
 def total(array: Any, *more: Any, times: float = 1) -> float:
