@@ -327,8 +327,7 @@ class _Walk:
             # Nothing to be replaced in it. And a million items, as one object, take a
             # moment to look at; one by one they would take a second.
             return self._whole(obj, position)
-        # Where others are beside it, its size is needed, too.
-        # (In another container its size would have to be known, too.)
+        # Not in another container: there its size is needed, too.
         if not self._inside and by_size and surely_below(obj, self._threshold):
             return _Plan(obj)
         if id(obj) in self._inside or len(self._inside) >= _DEEPEST:
