@@ -366,7 +366,7 @@ class TestLifetimes:
     def test_a_full_store_has_room_for_what_follows(self, cluster, array, tmp_path, results):
         """Objects stay a moment when nobody needs them any more."""
         with (
-            Store("small", SmallConnector(tmp_path / "store"), cache_size=0) as store,
+            Store(f"full-{results}", SmallConnector(tmp_path / "store"), cache_size=0) as store,
             Client(cluster, ps_store=store, ps_threshold="50 kB", ps_results=results) as client,
         ):
             for i in range(3):
