@@ -1,4 +1,4 @@
-"""When a stored object can never be needed again, and its eviction.
+"""When a stored object can never be needed again.
 
 Rules of this file:
 
@@ -16,12 +16,8 @@ Rules of this file:
   has taken it without fetching it, that task's own result may hold the proxy: then until no task
   is left that depends on it, that is, until it is forgotten.
 * A durable result is needed until its task is forgotten.
-* What workers have stored and nobody has told of is found by its name, and swept if nobody can tell
-  of it any more (`_Wanted`).
-* Of an object that a client has begun to write, nobody takes away the half under a client that may
-  be alive: one that is gone may only have lost its connection.
-* The counting runs in the scheduler's event loop. Whatever a store may take its time for (opening,
-  probing, evicting, sweeping, letting go of it) runs in the plugin's one thread, in order.
+* Everything here runs in the scheduler's event loop, and no store is touched: that is for
+  `scheduler_stores`.
 """
 
 from __future__ import annotations
@@ -30,32 +26,24 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import pickle
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import dask
-from dask.utils import key_split, parse_timedelta
+from dask.utils import key_split
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from proxystore.connectors.file import DirectoryKeeper, FileConnector
-from proxystore.store import Store, StoreConfig, get_or_create_store
-from proxystore.store.config import ConnectorConfig
-from proxystore.workflow import Ref, RefId, identity, is_dead, store_object, sweep
-from proxystore.workflow.embedded import Keeper, keep_embedded
-from proxystore.workflow.refs import idle_for
+from proxystore.store import StoreConfig
+from proxystore.workflow import Ref, RefId, identity
 from proxystore_dask import dashboard, prometheus
 from proxystore_dask.figures import Figures, Loads, loads
 from proxystore_dask.graph import counted_refs
-from proxystore_dask.reach import StoreUnreachableError, asked, check
 from proxystore_dask.results import HURRY, RESULT, kept_result, tag, takes_as_it_is
+from proxystore_dask.scheduler_stores import SchedulerStores
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -68,8 +56,6 @@ logger = logging.getLogger(__name__)
 # Dask.
 PROTOCOL = 4
 
-PACKAGE = "proxystore_dask"
-
 LEASE = "proxystore-lease"
 LEASE_END = "proxystore-lease-end"
 HELLO = "proxystore_hello"
@@ -80,45 +66,6 @@ GOODBYE = "proxystore_goodbye"
 # ones whose results are there.
 COMPANY = "proxystore-company"
 STATS = "proxystore_stats"
-
-# Seconds from the end of the need to the eviction. Futures are dropped by the dozen, which makes a
-# batch; and workers first hear that the tasks are cancelled, else they log errors of some of them.
-LINGER = 0.1
-
-# Seconds after which a file that nothing was added to counts as left by a client that is gone, if
-# nothing else tells whether that is dead: it was on another host. And the longest time, in seconds,
-# between two looks at the files of one that may be alive.
-ABANDONED = 600.0
-_PAUSE = 60.0
-
-# Seconds that a scheduler which closes waits for evictions. What is not done then, in a store that
-# hangs, its thread goes on with.
-CLOSING = 30.0
-
-# Seconds between two looks for stores that no client uses and in which nothing is known. One that
-# was so the last time is let go of: meanwhile a worker that ran a cancelled task to its end may
-# have left something there, and died.
-UNUSED = 600.0
-
-
-class _Wanted:
-    """The objects that may not be swept.
-
-    Args:
-        known: Those that somebody has told of, or will tell of.
-        tags: Names with one of these behind the group stay, too: their workers are here.
-    """
-
-    def __init__(self, known: Collection[RefId], tags: Collection[str]) -> None:
-        self._known = known
-        self._tags = tags
-
-    def __contains__(self, ident: object) -> bool:
-        assert isinstance(ident, tuple)
-        if ident in self._known:
-            return True
-        name = str(ident[1])  # the only field of the keys of connectors that can list objects
-        return name.partition(".")[2].partition("-")[0] in self._tags
 
 
 class StoreLifetimes(SchedulerPlugin):
@@ -152,9 +99,6 @@ class StoreLifetimes(SchedulerPlugin):
         self._suspects: set[Key] = set()
         # Begins the names of all results, so that none is left of a worker that was killed.
         self.group = str(uuid.uuid4())
-        # With those of schedulers that were here before: graphs on their way then came later.
-        self._groups = {self.group}
-        self._sweeping: asyncio.TimerHandle | None = None
         self._tags: dict[str, str] = {}
         # Of workers that have joined, by their addresses.
         self._checking: dict[str, asyncio.Task[None]] = {}
@@ -163,37 +107,23 @@ class StoreLifetimes(SchedulerPlugin):
         # id.
         self._prefixes: dict[str, tuple[str, str]] = {}
         self._places: dict[str, StoreConfig] = {}
-        # Who looks after what clients that are gone have left, and where that is.
-        self._burying: dict[asyncio.Task[None], StoreConfig | None] = {}
         # Clients that have stored results; "" if there are some that are not of a client that is
         # here alone: of one that is gone, or in a variable.
         self._with_results: set[str] = set()
-        # With their configurations, which have no hash. A store is looked up when a client first
-        # speaks of it: it may be that client's own, in this process, and the user may close it
-        # before the last eviction. To look it up then would make it anew, directory and all. Only
-        # the plugin's thread changes the list.
-        self._stores: list[tuple[StoreConfig, Store[Any]]] = []
-        # Those of them that nobody has needed when last looked at.
-        self._unused: list[Store[Any]] = []
-        self._looking: asyncio.TimerHandle | None = None
-        # Of stores that end with their client's process, by their names.
-        self._keepers: dict[str, Keeper] = {}
-        # Of those that end when their client's program closes them, by their directories, with
-        # their names.
-        self._directories: dict[str, tuple[str, DirectoryKeeper]] = {}
-        self._releasing: asyncio.TimerHandle | None = None
-        self._doomed: list[Ref] = []
-        self._evicting: asyncio.Task[None] | None = None
         self.figures = Figures()
         self._shown: list[Callable[[], None]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A client sends a new one, and a scheduler of another version has attributes of its own.
+        return type(self), ()
 
     # Never awaits anything: two clients may register at once, and the scheduler looks for an
     # existing plugin before it awaits `start`, so a pause in here would give it two.
     async def start(self, scheduler: Scheduler) -> None:
         """Listen to clients, and take up the tasks that are there already."""
-        self._closing = asyncio.Event()
-        self._hurried = asyncio.Event()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="proxystore-evict")
+        self._stores = SchedulerStores(
+            self.group, self._objects, self._kept, self._tags, self._places, self.figures
+        )
         scheduler.stream_handlers.update(
             {LEASE: self._lease, LEASE_END: self._lease_end, RESULT: self._result}
         )
@@ -228,33 +158,11 @@ class StoreLifetimes(SchedulerPlugin):
         """Evict every object: without the scheduler no task will ever run."""
         while self._shown:
             self._shown.pop()()
-        self._closing.set()
-        self._hurried.set()
-        for timer in (self._sweeping, self._releasing, self._looking):
-            if timer is not None:
-                timer.cancel()
+        self._stores.hasten()
         if self._checking:
             await asyncio.wait(self._checking.values(), timeout=1)
         self.forget_all()
-        under_way = [*self._burying, *filter(None, [self._evicting])]
-        end = time.monotonic() + CLOSING
-        if under_way:
-            await asyncio.wait(under_way, timeout=CLOSING)
-        self._tags.clear()  # whatever workers still store, nobody will need
-        self._sweep_groups()
-        self._places.clear()
-        self._release_keepers()
-        late, self._doomed = self._doomed, []
-        ended = True
-        with contextlib.suppress(RuntimeError):  # the interpreter is exiting
-            self._pool.submit(self._evict_batch, late)
-            last = asyncio.get_running_loop().run_in_executor(self._pool, bool)
-            await asyncio.wait([last], timeout=max(0.0, end - time.monotonic()))
-            ended = last.done()
-            last.cancel()
-        self._pool.shutdown(wait=ended)  # which then blocks nobody
-        if not ended:
-            logger.warning("Evicting has taken more than %s s; objects may be left", CLOSING)
+        await self._stores.close()
 
     # ------------------------------------------------------------ what the scheduler tells
 
@@ -276,10 +184,10 @@ class StoreLifetimes(SchedulerPlugin):
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._settle(kept.id)
-            self._release_soon()  # if it has failed, nothing is evicted
+            self._stores.release_soon()  # if it has failed, nothing is evicted
             if key in self._suspects:
                 self._suspects.discard(key)
-                self._sweep_groups_soon()
+                self._stores.sweep_soon()
         idents = self._mentions.pop(key, ())
         if idents:
             self.figures.forget(key_split(key), idents)
@@ -302,9 +210,7 @@ class StoreLifetimes(SchedulerPlugin):
         names = self._prefixes.pop(client, None)
         place = self._places.pop(client, None)
         if names is not None:
-            burying = asyncio.ensure_future(self._bury(*names))
-            self._burying[burying] = place
-            burying.add_done_callback(self._burying.pop)
+            self._stores.bury(*names, place)
         ended = [
             (ident, lease)
             for ident, leases in self._leases.items()
@@ -313,13 +219,13 @@ class StoreLifetimes(SchedulerPlugin):
         ]
         for ident, lease in ended:
             self._end(ident, lease)
-        self._release_soon()
+        self._stores.release_soon()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Note what the worker's results will be called."""
         self._tags[worker] = tag(scheduler.workers[worker].server_id)
-        if self._stores:
-            checking = asyncio.ensure_future(self._check_worker(scheduler, worker))
+        if self._stores.opened:
+            checking = asyncio.ensure_future(self._stores.check_worker(scheduler, worker))
             self._checking[worker] = checking
             checking.add_done_callback(functools.partial(self._checked, worker))
 
@@ -331,33 +237,11 @@ class StoreLifetimes(SchedulerPlugin):
         if self._tags.pop(worker, None) is not None:
             # Another worker may be about to write what this one has begun: then that stays.
             self._suspects.update(self._kept)
-            self._sweep_groups_soon()
+            self._stores.sweep_soon()
 
     def _checked(self, worker: str, checking: asyncio.Task[None]) -> None:
         if self._checking.get(worker) is checking:
             del self._checking[worker]
-
-    async def _check_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Say so if a new worker cannot reach the stores that clients use."""
-        loop = asyncio.get_running_loop()
-        # One that hangs is not to keep an object there for ever.
-        seconds = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
-        for _, store in tuple(self._stores):
-            probe = None
-            try:
-                probe = await loop.run_in_executor(
-                    self._pool, self._probe, store, self._tags[worker]
-                )
-                check(store, await asyncio.wait_for(asked(scheduler, worker, probe), seconds))
-            except StoreUnreachableError as error:
-                logger.error("A worker has joined that cannot run tasks of all clients: %s", error)
-                scheduler.log_event("warn", str(error))  # which every client shows
-            except Exception:
-                logger.info("Could not ask %s whether it reaches a store", worker, exc_info=True)
-            finally:
-                if probe is not None:
-                    with contextlib.suppress(RuntimeError):  # closed: it has been evicted
-                        await loop.run_in_executor(self._pool, self._evict_batch, [probe])
 
     # ---------------------------------------------------- what the clients and workers tell
 
@@ -442,7 +326,7 @@ class StoreLifetimes(SchedulerPlugin):
         # If it is gone already, it has not stored anything.
         if client in self._clients and prefix:
             self._prefixes[client] = (prefix, process)
-            with contextlib.suppress(Exception):  # not from here, as `_can_open` says
+            with contextlib.suppress(Exception):  # not from here, as `open` logs
                 self._places[client] = pickle.loads(place)
             # Its own subscription comes another way, and perhaps after the next client. Nothing is
             # awaited before: each of several that come at once finds another number.
@@ -450,11 +334,9 @@ class StoreLifetimes(SchedulerPlugin):
             company = self._company(client)
             if len(company) == 2:  # for the one that was alone; others know
                 self._log_event(COMPANY, {"clients": company})
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._can_open, place)
-            self._release_soon()  # it may have gone meanwhile
-            if former and former not in self._groups:
-                self._groups.add(former)
-                self._sweep_groups_soon()
+            await self._stores.open(place)
+            if former:
+                self._stores.take_over(former)
         return {
             "protocol": PROTOCOL,
             "store": next(iter(self._offers.values()), None),
@@ -471,7 +353,7 @@ class StoreLifetimes(SchedulerPlugin):
             probe: A reference to one.
             offered_by: The client's id, if tasks that submit tasks may use its store.
         """
-        seen = await asyncio.get_running_loop().run_in_executor(self._pool, self._can_see, probe)
+        seen = await self._stores.see(probe)
         # It may have gone while its probe waited for the thread: nobody would take the offer back.
         if seen["reachable"] and offered_by in self._clients:
             self._offers[offered_by] = probe
@@ -495,30 +377,13 @@ class StoreLifetimes(SchedulerPlugin):
         """
         while client in self._clients:
             await asyncio.sleep(0.005)
-        evicting = self._evicting
-        if evicting is not None:
-            await asyncio.sleep(0.01)  # its tasks are cancelled where they wait to be run
-            self._hurried.set()
-            await asyncio.shield(evicting)
-        config: StoreConfig | None = pickle.loads(place) if place else None
-        if config is not None and not self._needs(config.name):
-            config = None
-        with contextlib.suppress(RuntimeError):  # closed: everything is evicted
-            loop = asyncio.get_running_loop()
-            keeper = await loop.run_in_executor(self._pool, self._keep, config)  # after sweeps
-            self._release_keepers()  # it may be needed no more
-            return keeper
-        return None
+        await self._stores.hurry(0.01)  # its tasks are cancelled where they wait to be run
+        return await self._stores.keep(pickle.loads(place) if place else None)
 
     async def _hurry(self) -> bool:
         """Evict at once what is to be evicted; return whether there was anything."""
         await asyncio.sleep(0.02)  # a client may have let go of something just before it asked
-        evicting = self._evicting
-        if evicting is None:
-            return False
-        self._hurried.set()
-        await asyncio.shield(evicting)
-        return True
+        return await self._stores.hurry()
 
     async def _stats(self) -> dict[str, int]:
         return {
@@ -575,8 +440,7 @@ class StoreLifetimes(SchedulerPlugin):
             if place is None:
                 place = next((row for known, row in found if known == config), None)
                 if place is None:
-                    store = self._opened(config)
-                    connector = repr(store.connector) if store else _text(config.connector)
+                    connector = self._stores.describe(config)
                     place = {"name": config.name, "connector": connector, "objects": 0, "nbytes": 0}
                     found.append((config, place))
                 by_instance[id(config)] = place
@@ -620,7 +484,7 @@ class StoreLifetimes(SchedulerPlugin):
         if ref is not None:
             if self._digests.get((ident[0], ref.digest)) == ident:
                 del self._digests[ident[0], ref.digest]
-            self._evict_soon([ref])
+            self._stores.evict_soon([ref])
 
     def _drop_results(self, key: Key) -> None:
         refs = self._results.pop(key)
@@ -631,95 +495,6 @@ class StoreLifetimes(SchedulerPlugin):
             return
         for ref in refs:
             self._settle(ref.id)
-
-    def _release_soon(self) -> None:
-        """Let go of stores that nobody needs, once for thousands of tasks that are forgotten."""
-        if self._releasing is None and not self._closing.is_set():
-            self._releasing = asyncio.get_running_loop().call_later(LINGER, self._release)
-
-    def _release(self) -> None:
-        self._releasing = None
-        self._release_keepers()
-        places = self._places.values()
-        if self._looking is None and any(config not in places for config, _ in self._stores):
-            loop = asyncio.get_running_loop()
-            self._looking = loop.call_later(UNUSED, self._release_stores)
-
-    def _release_stores(self) -> None:
-        """Let go of stores that are without a client, and empty, and were when last looked at."""
-        self._looking = None
-        refs = chain(self._objects.values(), self._kept.values(), self._doomed)
-        configs = (ref.factory.store_config for ref in refs)
-        # Of thousands of objects, most have the same instance.
-        needed = list({id(config): config for config in configs}.values())
-        needed.extend(self._places.values())
-        needed.extend(filter(None, self._burying.values()))
-        unused = [store for config, store in self._stores if config not in needed]
-        released = [store for store in unused if any(store is each for each in self._unused)]
-        self._unused = [store for store in unused if all(store is not each for each in released)]
-        if released:
-            with contextlib.suppress(RuntimeError):  # as below
-                self._pool.submit(self._drop, released)
-        self._release_soon()
-
-    def _release_keepers(self) -> None:
-        """Let go of stores whose clients are gone, and of which no task needs anything."""
-        here = {place.name for place in self._places.values()}
-        with contextlib.suppress(RuntimeError):  # the interpreter is exiting
-            for name in self._keepers.keys() - here:
-                if not self._needs(name):
-                    self._pool.submit(self._release_keeper, name, self._keepers.pop(name))
-            for directory, (name, keeper) in tuple(self._directories.items()):
-                if self._needs(name):
-                    continue
-                if name in here:
-                    self._pool.submit(keeper.pause)
-                else:
-                    del self._directories[directory]
-                    self._pool.submit(self._release_keeper, name, keeper)
-
-    def _needs(self, name: str) -> bool:
-        """Whether something of a store is needed, or still to be evicted."""
-        refs = chain(self._kept.values(), self._doomed)
-        return any(ident[0] == name for ident in chain(self._objects, (ref.id for ref in refs)))
-
-    def _sweep_groups_soon(self) -> None:
-        """Evict what nobody has told of, and nobody will."""
-        if self._sweeping is None and not self._closing.is_set():
-            self._sweeping = asyncio.get_running_loop().call_later(LINGER, self._sweep_groups)
-
-    def _sweep_groups(self) -> None:
-        self._sweeping = None
-        for group in self._groups:
-            self._sweep_soon(group)
-
-    def _sweep_soon(self, prefix: str) -> None:
-        with contextlib.suppress(RuntimeError):  # closed: everything is swept then
-            self._pool.submit(self._sweep, prefix)
-
-    async def _bury(self, prefix: str, process: str) -> None:
-        """Evict what a client has stored, and was gone before it could say so.
-
-        It may only have lost its connection: what it has begun stays until it is dead.
-        """
-        loop = asyncio.get_running_loop()
-        pause = LINGER
-        with contextlib.suppress(RuntimeError):  # closed: nobody will look again
-            idle = await loop.run_in_executor(self._pool, self._sweep_whole, prefix)
-            while idle < ABANDONED and not (self._closing.is_set() or is_dead(process)):
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), pause)
-                pause = min(2 * pause, _PAUSE)
-                idle = await loop.run_in_executor(self._pool, self._idle_for, prefix)
-            if idle < math.inf or is_dead(process):
-                await loop.run_in_executor(self._pool, self._sweep, prefix)
-
-    def _wanted(self) -> _Wanted:
-        # In the thread, after objects were listed. What is in the store then was known here before:
-        # a worker before it runs a task, a task before it has a result. Each copy is made in one
-        # step, whatever the event loop does meanwhile.
-        kept = {ref.id for ref in tuple(self._kept.values())}
-        return _Wanted(kept.union(tuple(self._objects)), frozenset(tuple(self._tags.values())))
 
     def forget_all(self) -> None:
         """Evict every object this plugin knows of."""
@@ -734,158 +509,4 @@ class StoreLifetimes(SchedulerPlugin):
         self.figures.prefixes.clear()
         refs = list(self._objects.values())
         self._objects.clear()
-        self._evict_soon(refs)
-
-    def _evict_soon(self, refs: list[Ref]) -> None:
-        for ref in refs:
-            self.figures.unneeded(ref)
-        self._doomed.extend(refs)
-        if self._doomed and self._evicting is None:
-            self._evicting = asyncio.ensure_future(self._evict())
-
-    async def _evict(self) -> None:
-        """Evict in batches until nothing is doomed; what comes in meanwhile is the next batch."""
-        loop = asyncio.get_running_loop()
-        try:
-            while self._doomed:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._hurried.wait(), LINGER)
-                if not self._closing.is_set():
-                    self._hurried.clear()
-                batch, self._doomed = self._doomed, []
-                try:
-                    failed = await loop.run_in_executor(self._pool, self._evict_batch, batch)
-                except RuntimeError:
-                    # The interpreter is exiting, with a client that nobody has closed: threads
-                    # take no work any more.
-                    failed = self._evict_batch(batch)
-                self.figures.evict(batch, failed)
-                self._release_soon()
-        finally:
-            self._evicting = None
-
-    # ------------------------------------------------------- what runs in the plugin's thread
-
-    def _probe(self, store: Store[Any], tag: str) -> Ref:
-        # Named as a result of the worker that is asked, and swept like one if that dies.
-        try:
-            return store_object(store, PACKAGE, name=f"{self.group}.{tag}-probe-{uuid.uuid4()}")
-        except NotImplementedError:  # a connector without names
-            return store_object(store, PACKAGE)
-
-    def _can_open(self, place: bytes) -> bool:
-        try:
-            store = self._store_at(pickle.loads(place))
-            if store.name not in self._keepers:
-                # Tasks may need its objects when its client's process has ended.
-                keeper = keep_embedded(store)
-                if keeper is not None:
-                    self._keepers[store.name] = keeper
-        except Exception:  # a store's own errors can be anything; all of them mean "not from here"
-            logger.info("The scheduler cannot open a client's store", exc_info=True)
-            return False
-        return True
-
-    def _drop(self, stores: list[Store[Any]]) -> None:
-        # Not closed: some are their clients' own, in this process.
-        self._stores = [
-            (config, store)
-            for config, store in self._stores
-            if all(store is not dropped for dropped in stores)
-        ]
-
-    def _keep(self, config: StoreConfig | None) -> str | None:
-        """Keep what is in a store when its client's program closes it; return the keeper's name."""
-        if config is None:
-            return None
-        try:
-            connector = self._store_at(config).connector
-            if not isinstance(connector, FileConnector):
-                return None
-            known = self._directories.get(connector.store_dir)
-            if known is not None:
-                known[1].keep()
-                return known[1].name
-            keeper = DirectoryKeeper(connector)
-            self._directories[connector.store_dir] = config.name, keeper
-            return keeper.name
-        except Exception:  # as in `_can_open`
-            logger.exception("Tasks need objects of %r, and it cannot be kept", config.name)
-        return None
-
-    def _release_keeper(self, name: str, keeper: Keeper | DirectoryKeeper) -> None:
-        # Or it would be made anew, by who looks into all stores.
-        self._stores = [each for each in self._stores if each[1].name != name]
-        keeper.release()
-
-    def _can_see(self, probe: bytes) -> dict[str, Any]:
-        """Whether an object is there; and what keeps references from being unpickled, if anything.
-
-        Nor can the scheduler read graphs that mention such objects.
-        """
-        try:
-            ref: Ref = pickle.loads(probe)
-        except Exception as error:  # noqa: BLE001 - a store's own module may raise anything
-            return {"reachable": False, "unreadable": f"{type(error).__name__}: {error}"}
-        try:
-            return {"reachable": self._store_of(ref).exists(ref.factory.key), "unreadable": ""}
-        except Exception:
-            logger.info("The scheduler cannot reach a client's store", exc_info=True)
-            return {"reachable": False, "unreadable": ""}
-
-    def _evict_batch(self, refs: Iterable[Ref]) -> list[Ref]:
-        """Evict each object; those that could not be."""
-        failed = []
-        for ref in refs:
-            try:
-                self._store_of(ref).evict(ref.factory.key)
-            except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
-                failed.append(ref)
-                logger.exception("Could not evict %r", ref)
-        return failed
-
-    def _sweep(self, prefix: str, *, begun: bool = True) -> None:
-        """Evict objects whose names begin with `prefix`, other than those that are wanted."""
-        for _, store in tuple(self._stores):
-            try:
-                sweep(store, prefix, keep=self._wanted, begun=begun)
-            except Exception:  # noqa: PERF203 - one bad store must not keep the other objects
-                logger.exception("Could not look for objects left in %r", store.connector)
-
-    def _sweep_whole(self, prefix: str) -> float:
-        """Sweep, but for what has been begun, of which it returns what `_idle_for` does."""
-        idle = self._idle_for(prefix)  # before: what is whole by then is swept
-        self._sweep(prefix, begun=False)
-        return idle
-
-    def _idle_for(self, prefix: str) -> float:
-        """For how many seconds nothing was added to what has been begun; infinity: nothing was."""
-        idle = math.inf
-        for _, store in tuple(self._stores):
-            with contextlib.suppress(Exception):  # the sweep says what is wrong
-                idle = min(idle, idle_for(store, prefix))
-        return idle
-
-    def _store_of(self, ref: Ref) -> Store[Any]:
-        return self._store_at(ref.factory.store_config)
-
-    def _store_at(self, config: StoreConfig) -> Store[Any]:
-        store = self._opened(config)
-        if store is None:
-            store = get_or_create_store(config, register=False)
-            self._stores.append((config, store))
-        return store
-
-    def _opened(self, config: StoreConfig) -> Store[Any] | None:
-        # Most are the same instance, which is seen much sooner.
-        for known, store in self._stores:
-            if known is config or known == config:
-                return store
-        return None
-
-
-def _text(connector: ConnectorConfig) -> str:
-    # As it is printed: without passwords.
-    shown = dict(connector.__repr_args__())
-    options = ", ".join(f"{name}={value!r}" for name, value in shown["options"].items())
-    return f"{connector.kind.rpartition('.')[2]}({options})"
+        self._stores.evict_soon(refs)

@@ -106,7 +106,7 @@ async def test_figures_by_prefix_and_by_store(scheduler):
 
         scheduler.transitions(dict.fromkeys(specs, "forgotten"), stimulus_id="test")
         plugin.remove_client(scheduler, "me")
-        await plugin._evicting
+        await plugin._stores._evicting
         found = await report(scheduler)
         assert (found["totals"]["objects"], found["totals"]["evicted"]) == (0, 4)
         assert found["totals"]["peak_nbytes"] == everything
@@ -176,7 +176,7 @@ async def test_a_store_that_is_open_is_described_as_its_client_does(scheduler):
     with Store("open", LocalConnector(), register=True) as store:
         ref = store_object(store, "x" * 1000)
         plugin._learn(ref)
-        plugin._store_of(ref)
+        plugin._stores._store_of(ref)
         (place,) = (await report(scheduler))["stores"]
         assert place["connector"] == repr(store.connector)
 

@@ -512,7 +512,7 @@ client.submit(total, np.arange(20_000.0))
             client.loop.add_callback(client.scheduler_comm.comm.abort)
             wait_until(lambda: client._ps.leases.prefix != prefix)
             plugin = cluster.scheduler.plugins["proxystore"]
-            plugin._pool.submit(bool).result()  # it has looked for what there is
+            plugin._stores._pool.submit(bool).result()  # it has looked for what there is
             go.set()
             submitting.result()
         wait_until(lambda: client._ps.leases.lifetimes is Lifetimes.GRAPH)

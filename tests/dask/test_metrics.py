@@ -118,7 +118,7 @@ async def test_prometheus_gets_the_figures(scheduler):
             **{"load_hits_total": 5, "load_failures_total": 0},
         }
         plugin.remove_client(scheduler, "me")
-        await plugin._evicting
+        await plugin._stores._evicting
         after = await scraped(scheduler)
         assert (after["objects"], after["evictions_total"]) == (1, 1)
         assert after["evicted_bytes_total"] == leased.nbytes

@@ -31,7 +31,7 @@ from distributed.utils_test import async_poll_for, gen_cluster
 from proxystore.connectors.file import FileConnector
 from proxystore.store import Store, StoreConfig, unregister_store
 from proxystore.workflow import Ref, identity, store_object
-from proxystore_dask import Client, StoreLifetimes, scheduler_plugin
+from proxystore_dask import Client, StoreLifetimes, scheduler_plugin, scheduler_stores
 from proxystore_dask._dask import Task
 from proxystore_dask.graph import load_node
 
@@ -194,34 +194,41 @@ async def test_a_lease_belongs_to_one_client(scheduler):
 
 async def looked_again(plugin: StoreLifetimes, times: int = 3) -> None:
     """Return once the plugin has looked some times at what clients that are gone have begun."""
-    look, looks = plugin._idle_for, []
+    stores = plugin._stores
+    look, looks = stores._idle_for, []
 
     def counted(prefix: str) -> float:
         looks.append(prefix)
         return look(prefix)
 
-    plugin._idle_for = counted  # type: ignore[method-assign]
+    stores._idle_for = counted  # type: ignore[method-assign]
     await async_poll_for(lambda: len(looks) >= times, timeout=10)
-    plugin._idle_for = look  # type: ignore[method-assign]
+    stores._idle_for = look  # type: ignore[method-assign]
+
+
+def test_a_scheduler_of_another_version_gets_no_attributes_of_this_one():
+    sent = pickle.dumps(StoreLifetimes())
+    assert not [name for name in vars(StoreLifetimes()) if name.encode() in sent]
+    assert pickle.loads(sent).group
 
 
 @gen_cluster(nthreads=[])
 async def test_a_store_is_opened_once_however_its_options_are_ordered(scheduler):
     """Their order is another one in a reference that has come as text."""
-    plugin = await started(scheduler)
+    stores = (await started(scheduler))._stores
     with files() as objects:
         store = Store(f"{objects.store.name}-again", objects.store.connector)
         config = store.config()
         options = dict(reversed(config.connector.options.items()))
         connector = config.connector.model_copy(update={"options": options})
         assert repr(connector) != repr(config.connector)
-        opened = plugin._store_at(config)
-        assert plugin._store_at(config.model_copy(update={"connector": connector})) is opened
+        opened = stores._store_at(config)
+        assert stores._store_at(config.model_copy(update={"connector": connector})) is opened
 
 
 @gen_cluster(client=False, nthreads=[("127.0.0.1", 1)])
 async def test_nothing_grows_with_the_clients_that_have_been_there(scheduler, worker):
-    with mock.patch.object(scheduler_plugin, "UNUSED", 0.01):
+    with mock.patch.object(scheduler_stores, "UNUSED", 0.01):
         for _ in range(2):
             with files() as objects:
                 async with Client(
@@ -233,18 +240,20 @@ async def test_nothing_grows_with_the_clients_that_have_been_there(scheduler, wo
                 ) as client:
                     await wait(client.submit(np.ones, 1000))
         plugin = scheduler.plugins["proxystore"]
-        await async_poll_for(lambda: not plugin._stores, timeout=5)
+        await async_poll_for(lambda: not plugin._stores.opened, timeout=5)
     names = "_objects _tasks _mentions _leases _digests _results _held _kept _suspects _offers"
-    names += " _prefixes _places _burying _with_results _stores _unused _keepers _doomed"
+    names += " _prefixes _places _with_results"
     assert {name: getattr(plugin, name) for name in names.split() if getattr(plugin, name)} == {}
+    stores, names = plugin._stores, "_burying opened _unused _keepers _doomed"
+    assert {name: getattr(stores, name) for name in names.split() if getattr(stores, name)} == {}
     assert not scheduler._broker._topics[scheduler_plugin.COMPANY].subscribers
 
 
 async def released(plugin: StoreLifetimes) -> None:
     """Return once the plugin has let go of what it can let go of, however much later."""
-    plugin._release_stores()
-    plugin._release_stores()
-    await asyncio.get_running_loop().run_in_executor(plugin._pool, bool)
+    plugin._stores._release_stores()
+    plugin._stores._release_stores()
+    await asyncio.get_running_loop().run_in_executor(plugin._stores._pool, bool)
 
 
 @gen_cluster(nthreads=[])
@@ -253,15 +262,15 @@ async def test_a_store_stays_open_while_something_in_it_is_needed(scheduler):
     with files() as objects:
         await hello(scheduler, "me", objects)
         await released(plugin)
-        assert plugin._stores
+        assert plugin._stores.opened
         add_task(scheduler, plugin, "task", objects.put())
         scheduler.remove_client("me")
         await released(plugin)
-        assert plugin._stores
+        assert plugin._stores.opened
         forget(scheduler, "task")
         await objects.wait_until(0)
         await released(plugin)
-        assert not plugin._stores
+        assert not plugin._stores.opened
 
 
 @gen_cluster(nthreads=[])
@@ -272,7 +281,7 @@ async def test_what_a_worker_leaves_when_its_client_has_gone_is_swept(scheduler)
         await hello(scheduler, "me", objects)
         plugin._tags["worker"] = "0123"
         scheduler.remove_client("me")
-        plugin._release_stores()
+        plugin._stores._release_stores()
         store_object(objects.store, "x" * 1000, name=f"{plugin.group}.0123-1")
         plugin.remove_worker(scheduler, "worker")
         await objects.wait_until(0)
@@ -317,10 +326,10 @@ async def test_what_a_client_writes_stays_while_it_may_be_alive(scheduler):
         await looked_again(plugin)
         await released(plugin)
         assert os.path.exists(half)
-        assert plugin._stores
+        assert plugin._stores.opened
         finished = store_object(objects.store, "x" * 1000, name=f"{prefix}.1")
         os.remove(half)
-        await async_poll_for(lambda: not plugin._burying, timeout=5)
+        await async_poll_for(lambda: not plugin._stores._burying, timeout=5)
         assert finished.exists()  # of which it will tell
 
 
@@ -445,7 +454,7 @@ async def test_closing_evicts_everything_at_once(scheduler):
 async def test_a_store_that_hangs_does_not_keep_a_scheduler_from_closing(scheduler):
     plugin = await started(scheduler)
     hangs = threading.Event()
-    plugin._pool.submit(hangs.wait, 20)
+    plugin._stores._pool.submit(hangs.wait, 20)
     ticks = 0
 
     async def tick() -> None:
@@ -455,7 +464,7 @@ async def test_a_store_that_hangs_does_not_keep_a_scheduler_from_closing(schedul
             ticks += 1
 
     ticking = asyncio.ensure_future(tick())
-    with files() as objects, mock.patch.object(scheduler_plugin, "CLOSING", 0.2):
+    with files() as objects, mock.patch.object(scheduler_stores, "CLOSING", 0.2):
         lease(plugin, objects.put(), "me")
         await plugin.close()
         assert ticks > 1

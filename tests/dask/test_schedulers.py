@@ -264,7 +264,7 @@ class TestConnections:
             wait(theirs)
             plugin = cluster.scheduler.plugins["proxystore"]
             seen = {"reachable": False, "unreadable": ""}
-            monkeypatch.setattr(plugin, "_can_see", lambda probe: seen)
+            monkeypatch.setattr(plugin._stores, "_see", lambda probe: seen)
             cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
             wait_until(lambda: client.ps_stats().lifetimes == "client")
             monkeypatch.undo()
