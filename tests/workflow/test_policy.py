@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from proxystore.workflow import ThresholdError, parse_size, size_at_least
+from proxystore.workflow.policy import surely_below
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,14 @@ class NotLoaded:
 def test_an_object_that_cannot_tell_its_size_is_measured():
     assert not size_at_least(NotLoaded(b"x"), 100)
     assert size_at_least(NotLoaded(bytes(100)), 100)
+
+
+@pytest.mark.parametrize("large", [bytes, bytearray])
+def test_what_is_large_is_not_copied_to_see_that(large):
+    obj = [large(50_000_000), 1]
+    tracemalloc.start()
+    try:
+        assert not surely_below(obj, 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

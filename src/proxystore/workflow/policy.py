@@ -184,6 +184,8 @@ class _Bound(_Counter):
     _EACH = 16
 
     def write(self, data: Any) -> int:
+        if self.count + memoryview(data).nbytes >= self._limit:
+            raise _LimitReached  # nobody is to look at gigabytes for that
         content = bytes(data)
         pieces = len(content) - len(content.translate(None, self._CONTAINERS))
         pieces += sum(map(content.count, self._EMPTY))
