@@ -121,6 +121,8 @@ class Leases:
             if anew:
                 past, self._past = list(self._past), deque(maxlen=_PAST)
                 waiting = [*((LEASE_END, ref) for ref in past), *waiting]
+                # One that has closed in order has evicted before; one that died has not.
+                self.ledger.forget_content()
             else:
                 untold = {ref.id for op, ref in waiting if op == LEASE and self._is_current(ref)}
                 gone = self.ledger.disown(lambda ref: ref.id not in untold)

@@ -195,6 +195,35 @@ def test_what_others_have_evicted_is_stored_again(store):
     ledger.close()
 
 
+def test_what_was_disowned_may_be_taken_again(store):
+    told = []
+    theirs = store_object(store, [1])
+    ledger = Ledger(store, on_unneeded=told.append, find=lambda digest: theirs)
+    before = ledger.hold([1])
+    ledger.disown(lambda ref: True)
+    after = ledger.hold([1])
+    before.release()
+    ledger.flush()
+    assert told == []
+    assert ledger.live == (theirs,)
+    after.release()
+    ledger.flush()
+    assert told == [theirs]
+
+
+def test_content_that_may_be_gone_is_stored_again(store):
+    ledger = Ledger(store)
+    before = ledger.hold([1])
+    ledger.forget_content()
+    after = ledger.hold([1])
+    assert after.ref.id != before.ref.id
+    assert set(ledger.live) == {before.ref, after.ref}
+    before.release()
+    ledger.flush()
+    assert not before.ref.exists()
+    assert ledger.hold([1]).ref.id == after.ref.id
+
+
 def test_an_eviction_that_fails_does_not_stop_the_others(store, caplog):
     def evict(ref):
         if ref.nbytes > 1000:

@@ -306,6 +306,13 @@ class Ledger:
                     del self._by_digest[entry.digest]
         return [entry.ref for entry in gone]
 
+    def forget_content(self) -> None:
+        """Store content again when it is wanted again, whatever is held; it may not be there."""
+        with self._lock:
+            for entry in self._by_digest.values():
+                entry.digest = None
+            self._by_digest.clear()
+
     # -- giving back
 
     def _reap(self) -> None:
@@ -318,8 +325,10 @@ class Ledger:
     def _give_back(self, entry: _Entry) -> None:
         with self._lock:
             entry.count -= 1
-            if entry.count or self._by_id.pop(entry.ref.id, None) is None:
+            # What was disowned may be there again, in an entry of its own.
+            if entry.count or self._by_id.get(entry.ref.id) is not entry:
                 return
+            del self._by_id[entry.ref.id]
             if entry.digest is not None:
                 del self._by_digest[entry.digest]
             kept = entry.ref.id in self._kept
