@@ -78,6 +78,9 @@ logger = logging.getLogger(__name__)
 # that is too busy to answer in time is left alone for a while: it is not to hold up every call.
 _SECONDS_TO_FIND = 0.5
 
+# How long a client whose store is full waits for the scheduler to evict what nobody needs.
+_SECONDS_FOR_ROOM = 3
+
 T = TypeVar("T")
 StoreSpec = Store[Any] | StoreConfig | str | os.PathLike[str]
 
@@ -137,9 +140,14 @@ def _makes_room(client: DaskClient) -> bool:
     if client.asynchronous:  # as above
         return False
     loop: Any = client.loop
-    asked = asyncio.run_coroutine_threadsafe(hurry(client.scheduler), loop.asyncio_loop)
+    hurrying = hurry(client.scheduler)
     try:
-        return asked.result()
+        asked = asyncio.run_coroutine_threadsafe(hurrying, loop.asyncio_loop)
+    except RuntimeError:  # the loop is closed
+        hurrying.close()
+        return False
+    try:
+        return asked.result(_SECONDS_FOR_ROOM)
     except Exception:  # noqa: BLE001 - whatever it is, the store is full
         return False
 
@@ -802,9 +810,9 @@ class Client(_dask.HookedClient):
         if self._ps is None:
             return
         leases = self._ps.leases
-        lifetimes = leases.lifetimes
         unheard = leases.close()
-        if scheduler is not None and lifetimes is Lifetimes.GRAPH and not self._ps_in_task:
+        # Also while it connects again: tasks of before may need what is there.
+        if scheduler is not None and self._ps_group is not None and not self._ps_in_task:
             await say_goodbye(self, scheduler, self._ps_process, self._ps.store)
         if self._ps_group is not None and is_dead(self._ps_process):
             await bury(self._ps.store, unheard, (leases.prefix, self._ps_group))

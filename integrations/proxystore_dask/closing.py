@@ -16,7 +16,7 @@ from proxystore.connectors.file import FileConnector
 from proxystore.store import Store
 from proxystore.workflow import Ref, is_dead, sweep
 from proxystore.workflow.embedded import is_embedded
-from proxystore_dask.scheduler_plugin import GOODBYE
+from proxystore_dask.scheduler_plugin import GOODBYE, KEEP
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,13 @@ async def say_goodbye(client: DaskClient, scheduler: str, process: str, store: S
     clears = isinstance(connector, FileConnector) and connector.clears and not is_embedded(store)
 
     async def say() -> None:
-        said = {"place": pickle.dumps(store.config())} if clears else {}
         async with rpc(scheduler, connection_args=client.connection_args) as again:
-            keeper = await getattr(again, GOODBYE)(client=client.id, **said)
-        if clears and keeper:
-            connector.leave_to(keeper)
+            if clears:
+                # Before it evicts, which may take long. If all has gone by then, nothing is kept.
+                keeper = await getattr(again, KEEP)(place=pickle.dumps(store.config()))
+                if keeper:
+                    connector.leave_to(keeper)
+            await getattr(again, GOODBYE)(client=client.id)
 
     saying = asyncio.ensure_future(say())
     end = time.monotonic() + _SECONDS

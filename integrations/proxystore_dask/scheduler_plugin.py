@@ -61,6 +61,7 @@ LEASE_END = "proxystore-lease-end"
 HELLO = "proxystore_hello"
 PROBE = "proxystore_probe"
 FIND = "proxystore_find"
+KEEP = "proxystore_keep"
 GOODBYE = "proxystore_goodbye"
 # The event for clients that hear that they are not the only ones in their store, and not the only
 # ones whose results are there.
@@ -132,6 +133,7 @@ class StoreLifetimes(SchedulerPlugin):
                 HELLO: self._hello,
                 PROBE: self._probed,
                 FIND: self._find,
+                KEEP: self._keep,
                 GOODBYE: self._goodbye,
                 HURRY: self._hurry,
                 STATS: self._stats,
@@ -365,20 +367,20 @@ class StoreLifetimes(SchedulerPlugin):
         clients = [other for other, config in self._places.items() if config == place]
         return clients if len(clients) > 1 else []
 
-    async def _goodbye(self, client: str, place: bytes = b"") -> str | None:
-        """Return once what only this client, which is closing, has needed is evicted.
+    async def _keep(self, place: bytes) -> str | None:
+        """Keep what is needed in a store that is about to be closed; the name of its keeper.
 
         Args:
-            client: Its id.
-            place: The configuration of its store, if that deletes the objects when it is closed.
-
-        Returns:
-            The name of the store's keeper, if somebody needs an object in it; else None.
+            place: The configuration of the store.
         """
+        return await self._stores.keep(pickle.loads(place))
+
+    async def _goodbye(self, client: str) -> None:
+        """Return once what only this client, which is closing, has needed is evicted."""
         while client in self._clients:
             await asyncio.sleep(0.005)
         await self._stores.hurry(0.01)  # its tasks are cancelled where they wait to be run
-        return await self._stores.keep(pickle.loads(place) if place else None)
+        await self._stores.settle()
 
     async def _hurry(self) -> bool:
         """Evict at once what is to be evicted; return whether there was anything."""

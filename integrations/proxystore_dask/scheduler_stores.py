@@ -56,6 +56,9 @@ LINGER = 0.1
 ABANDONED = 600.0
 _PAUSE = 60.0
 
+# How many objects are evicted before the thread does what else is to be done.
+_PIECE = 100
+
 # Seconds that a scheduler which closes waits for evictions. What is not done then, in a store that
 # hangs, its thread goes on with.
 CLOSING = 30.0
@@ -133,8 +136,8 @@ class SchedulerStores:
         # Of stores that end with their client's process, by their names.
         self._keepers: dict[str, Keeper] = {}
         # Of those that end when their client's program closes them, by their directories, with
-        # their names.
-        self._directories: dict[str, tuple[str, DirectoryKeeper]] = {}
+        # their configurations.
+        self._directories: dict[str, tuple[list[StoreConfig], DirectoryKeeper]] = {}
         self._releasing: asyncio.TimerHandle | None = None
         self._doomed: list[Ref] = []
         self._evicting: asyncio.Task[None] | None = None
@@ -254,16 +257,20 @@ class SchedulerStores:
                 if not self._closing.is_set():
                     self._hurried.clear()
                 batch, self._doomed = self._doomed, []
-                try:
-                    failed = await loop.run_in_executor(self._pool, self._evict_batch, batch)
-                except RuntimeError:
-                    # The interpreter is exiting, with a client that nobody has closed: threads
-                    # take no work any more.
-                    failed = self._evict_batch(batch)
-                self._figures.evict(batch, failed)
+                for start in range(0, len(batch), _PIECE):
+                    piece = batch[start : start + _PIECE]
+                    try:
+                        failed = await loop.run_in_executor(self._pool, self._evict_batch, piece)
+                    except RuntimeError:
+                        # The interpreter is exiting, with a client that nobody has closed: threads
+                        # take no work any more.
+                        failed = self._evict_batch(piece)
+                    self._figures.evict(piece, failed)
                 self.release_soon()
         finally:
             self._evicting = None
+            if not self._closing.is_set():
+                self._hurried.clear()
 
     # ---------------------------------------------------------------------------- sweeping
 
@@ -312,23 +319,28 @@ class SchedulerStores:
 
     # --------------------------------------------------------------- keeping and releasing
 
-    async def keep(self, config: StoreConfig | None) -> str | None:
-        """Keep what is needed in a store when its client's program closes it.
+    async def keep(self, config: StoreConfig) -> str | None:
+        """Keep what is in a store when its client's program closes it, as long as that is needed.
 
         Args:
-            config: The store's; None if that deletes nothing.
+            config: The store's.
 
         Returns:
-            The name of the store's keeper, if somebody needs an object in it; else None.
+            The name of the store's keeper, if there is something; else None.
         """
-        if config is not None and not self._needs(config.name):
-            config = None
+        if config not in self._needed():
+            return None
+        with contextlib.suppress(RuntimeError):  # closed: everything is evicted
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._keep, config)
+        return None
+
+    async def settle(self) -> None:
+        """Return when all is done that was to be done, and what is not needed has been let go."""
         with contextlib.suppress(RuntimeError):  # closed: everything is evicted
             loop = asyncio.get_running_loop()
-            keeper = await loop.run_in_executor(self._pool, self._keep, config)  # after sweeps
-            self._release_keepers()  # it may be needed no more
-            return keeper
-        return None
+            await loop.run_in_executor(self._pool, bool)
+            self._release_keepers()
+            await loop.run_in_executor(self._pool, bool)
 
     def release_soon(self) -> None:
         """Let go of stores that nobody needs, once for thousands of tasks that are forgotten."""
@@ -346,10 +358,7 @@ class SchedulerStores:
     def _release_stores(self) -> None:
         """Let go of stores that are without a client, and empty, and were when last looked at."""
         self._looking = None
-        refs = chain(self._objects.values(), self._kept.values(), self._doomed)
-        configs = (ref.factory.store_config for ref in refs)
-        # Of thousands of objects, most have the same instance.
-        needed = list({id(config): config for config in configs}.values())
+        needed = self._needed()
         needed.extend(self._places.values())
         needed.extend(filter(None, self._burying.values()))
         unused = [store for config, store in self.opened if config not in needed]
@@ -362,24 +371,29 @@ class SchedulerStores:
 
     def _release_keepers(self) -> None:
         """Let go of stores whose clients are gone, and of which no task needs anything."""
-        here = {place.name for place in self._places.values()}
+        if not (self._keepers or self._directories):
+            return
+        needed, here = self._needed(), list(self._places.values())
+        names = {config.name for config in chain(needed, here)}
         with contextlib.suppress(RuntimeError):  # the interpreter is exiting
-            for name in self._keepers.keys() - here:
-                if not self._needs(name):
-                    self._pool.submit(self._release_keeper, name, self._keepers.pop(name))
-            for directory, (name, keeper) in tuple(self._directories.items()):
-                if self._needs(name):
+            for name in self._keepers.keys() - names:
+                ended = [config for config, _ in self.opened if config.name == name]
+                self._pool.submit(self._release_keeper, ended, self._keepers.pop(name))
+            for directory, (configs, keeper) in tuple(self._directories.items()):
+                if any(config in needed for config in configs):
                     continue
-                if name in here:
+                if any(config in here for config in configs):
                     self._pool.submit(keeper.pause)
                 else:
                     del self._directories[directory]
-                    self._pool.submit(self._release_keeper, name, keeper)
+                    self._pool.submit(self._release_keeper, configs, keeper)
 
-    def _needs(self, name: str) -> bool:
-        """Whether something of a store is needed, or still to be evicted."""
-        refs = chain(self._kept.values(), self._doomed)
-        return any(ident[0] == name for ident in chain(self._objects, (ref.id for ref in refs)))
+    def _needed(self) -> list[StoreConfig]:
+        """The stores of which something is needed, or still to be evicted."""
+        refs = chain(self._objects.values(), self._kept.values(), self._doomed)
+        configs = (ref.factory.store_config for ref in refs)
+        # Of thousands of objects, most have the same instance.
+        return list({id(config): config for config in configs}.values())
 
     # ------------------------------------------------------------- what runs in the thread
 
@@ -409,27 +423,29 @@ class SchedulerStores:
             if all(store is not dropped for dropped in stores)
         ]
 
-    def _keep(self, config: StoreConfig | None) -> str | None:
-        if config is None:
-            return None
+    def _keep(self, config: StoreConfig) -> str | None:
         try:
             connector = self._store_at(config).connector
             if not isinstance(connector, FileConnector):
                 return None
             known = self._directories.get(connector.store_dir)
             if known is not None:
-                known[1].keep()
-                return known[1].name
-            keeper = DirectoryKeeper(connector)
-            self._directories[connector.store_dir] = config.name, keeper
+                configs, keeper = known
+                configs.append(config)
+                keeper.keep()
+            else:
+                keeper = DirectoryKeeper(connector)
+                self._directories[connector.store_dir] = [config], keeper
             return keeper.name
         except Exception:  # as in `_open`
             logger.exception("Tasks need objects of %r, and it cannot be kept", config.name)
         return None
 
-    def _release_keeper(self, name: str, keeper: Keeper | DirectoryKeeper) -> None:
-        # Or it would be made anew, by who looks into all stores.
-        self.opened = [each for each in self.opened if each[1].name != name]
+    def _release_keeper(
+        self, configs: Collection[StoreConfig], keeper: Keeper | DirectoryKeeper
+    ) -> None:
+        # Or they would be made anew, by who looks into all stores.
+        self.opened = [each for each in self.opened if each[0] not in configs]
         keeper.release()
 
     def _see(self, probe: bytes) -> dict[str, Any]:

@@ -569,6 +569,22 @@ def test_where_there_are_no_such_locks_who_made_a_connector_clears(tmp_path, mon
     assert not os.path.exists(connector.store_dir)
 
 
+def test_where_there_are_no_such_locks_a_keeper_leaves_what_others_may_use(tmp_path, monkeypatch):
+    def flock(fd, operation):
+        if operation & fcntl.LOCK_EX:
+            raise OSError(errno.EBADF, "as of NFS")
+
+    connector = FileConnector(tmp_path / "store")
+    key = connector.put(b"x")
+    keeper = DirectoryKeeper(connector)
+    connector.leave_to(keeper.name)
+    connector.close()
+    monkeypatch.setattr(file_module.fcntl, "flock", flock)
+    keeper.release()
+    assert connector.exists(key)
+    connector.close(clear=True)
+
+
 def _close(connector):
     connector.close()
 

@@ -520,6 +520,50 @@ async def test_nobody_offers_a_store_when_it_is_gone(scheduler):
 
 
 @gen_cluster(nthreads=[])
+async def test_a_store_is_kept_while_much_is_evicted(scheduler):
+    """Whoever closes it waits for that for two seconds, and evictions may take longer."""
+    plugin = await started(scheduler)
+    with files() as objects:
+        lease(plugin, objects.put(), "me")
+        stores, evicting = plugin._stores, threading.Event()
+
+        def slow(refs: list[Ref]) -> list[Ref]:
+            evicting.set()
+            time.sleep(0.1)
+            return []
+
+        stores._evict_batch = slow
+        stores.evict_soon([objects.put()] * 5_000)
+        await async_poll_for(evicting.is_set, 5)
+        config = pickle.dumps(objects.store.config())
+        assert await asyncio.wait_for(plugin._keep(config), 2)
+        assert stores._evicting is not None
+        stores._doomed.clear()
+        del stores._evict_batch
+
+
+@gen_cluster(nthreads=[])
+async def test_two_stores_in_one_directory_are_kept_as_long_as_one_is_needed(scheduler):
+    plugin = await started(scheduler)
+    directory = tempfile.mkdtemp()
+    kept = [Store(name, FileConnector(directory)) for name in ("kept-one", "kept-two")]
+    refs = [store_object(store, "x" * 1000) for store in kept]
+    for store, ref in zip(kept, refs, strict=True):
+        lease(plugin, ref, "me")
+        keeper = await plugin._keep(pickle.dumps(store.config()))
+        assert keeper is not None
+        store.connector.leave_to(keeper)
+    for store in kept:
+        store.close()
+    end_lease(plugin, refs[0], "me")
+    await async_poll_for(lambda: not refs[0].exists(), 5)
+    await plugin._stores.settle()
+    assert refs[1].exists()
+    end_lease(plugin, refs[1], "me")
+    await async_poll_for(lambda: not os.path.exists(directory), 5)
+
+
+@gen_cluster(nthreads=[])
 async def test_a_second_client_finds_the_plugin_that_is_there(scheduler):
     with files() as objects:
         for _ in range(2):

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from dask_tasks import KeysOfItsOwn, add_one, total, wait_for
 from distributed import Client as DaskClient
-from distributed import LocalCluster, wait
+from distributed import LocalCluster, fire_and_forget, wait
 
+from proxystore.connectors.file import FileConnector
 from proxystore.store import Store
 from proxystore.store.exceptions import ProxyResolveMissingKeyError
 from proxystore_dask import Client, StoreLifetimes
@@ -336,6 +337,30 @@ class TestConnections:
         go.set()
         assert has_asked.wait(20)
         objects.wait_until_empty()
+
+    def test_closed_while_it_connects_again(
+        self, cluster, array, tmp_path, wait_until, monkeypatch
+    ):
+        """The scheduler keeps what a task needs that the program does not wait for."""
+        started, go = tmp_path / "started", tmp_path / "go"
+        store = Store("closed-again", FileConnector(tmp_path / "kept"))
+        client = Client(cluster, ps_store=store, ps_threshold="50 kB")
+        fire_and_forget(client.submit(wait_for, array, str(started), str(go)))
+        wait_until(started.exists)
+        asking = threading.Event()
+
+        async def ask(self: Client, probe: bytes) -> Any:
+            asking.set()
+            await asyncio.sleep(30)
+
+        monkeypatch.setattr(Client, "_ps_ask_workers", ask)
+        cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
+        assert asking.wait(10)
+        client.close()
+        store.close()
+        assert [path for path in (tmp_path / "kept").iterdir() if path.name[0] != "."]
+        go.touch()
+        wait_until(lambda: not (tmp_path / "kept").exists())
 
 
 class TestOfNoHelp:

@@ -610,8 +610,16 @@ class DirectoryKeeper:
             if any(name.endswith((_KEEPS, _CLOSED)) for name in os.listdir(self._directory)):
                 return
             found = os.stat(self._directory)
-            if (found.st_dev, found.st_ino) not in _openings:  # else it is open here
+            if (found.st_dev, found.st_ino) in _openings:  # it is open here
+                return
+            opening = _open(self._directory)
+            if opening is not None and opening.keep_others_out(surely=True):
+                del opening
                 FileConnector(self._directory).close()
+            else:
+                # It is open elsewhere, or nobody can tell. What was needed has been evicted.
+                with contextlib.suppress(OSError):  # not empty
+                    os.rmdir(self._directory)
 
 
 _KEEPS, _CLOSED = ".keeper", ".closed"
@@ -687,10 +695,13 @@ class _Opening:
         self._fd = fd
         weakref.finalize(self, _end_opening, fd, self.pid).atexit = False
 
-    def keep_others_out(self) -> bool:
+    def keep_others_out(self, *, surely: bool = False) -> bool:
         """Return whether no other process has the directory open; if so, none can open it now.
 
         If there is one, this does not tell others any more that the directory is open.
+
+        Args:
+            surely: Whether a file system that cannot tell is a no.
         """
         for pause in _PAUSES_FOR_OTHERS:
             try:
@@ -699,7 +710,7 @@ class _Opening:
             except BlockingIOError:  # noqa: PERF203 - as often as it is looked
                 sleep(pause)
             except OSError:  # NFS has such locks only for files that can be written to
-                return True
+                return not surely
         return False
 
     def is_of(self, path: str) -> bool:
