@@ -345,8 +345,11 @@ class TestConnections:
         started, go = tmp_path / "started", tmp_path / "go"
         store = Store("closed-again", FileConnector(tmp_path / "kept"))
         client = Client(cluster, ps_store=store, ps_threshold="50 kB")
-        fire_and_forget(client.submit(wait_for, array, str(started), str(go)))
+        future = client.submit(wait_for, array, str(started), str(go))
+        fire_and_forget(future)
         wait_until(started.exists)
+        task = cluster.scheduler.tasks[future.key]
+        wait_until(lambda: len(task.who_wants) == 2)  # the client, and nobody
         asking = threading.Event()
 
         async def ask(self: Client, probe: bytes) -> Any:
