@@ -689,14 +689,15 @@ class Client(_dask.HookedClient):
         Raises:
             StoreUnreachableError: Workers cannot.
         """
-        before = self._ps_group
+        before, process = self._ps_group, self._ps_process
         reply = await self._ps_hello(store, before)
         seen = await self._ps_probe(store)
         group = reply.get("group")
         reachable = reply.get("protocol") == PROTOCOL and bool(seen.get("reachable"))
         self._ps_anew = before is not None and before != group
         self._ps_group = group if reachable else None
-        if before is not None and before != group and not reachable:
+        is_gone = group is not None or is_dead(process)  # no answer is no proof
+        if before is not None and before != group and is_gone and not reachable:
             # The plugin of before is gone, and this one does not evict in its place.
             await asyncio.get_running_loop().run_in_executor(None, sweep, store, before)
         if seen.get("unreadable"):

@@ -222,6 +222,10 @@ def break_connection(
     wait_until(lambda: client.status == "running")
 
 
+async def _no_answer(self: Client, handler: str, **what: Any) -> dict[str, Any]:
+    return {}
+
+
 class TestConnections:
     def test_a_connection_that_breaks(self, client, cluster, array, objects, wait_until):
         """The scheduler has ended our leases, so nothing from before may be used again."""
@@ -254,8 +258,9 @@ class TestConnections:
             assert other.submit(total, array, times=2).result() == 2 * array.sum()
             del broken
 
-    def test_a_scheduler_that_cannot_look_at_the_moment(
-        self, client, cluster, objects, monkeypatch, wait_until, array
+    @pytest.mark.parametrize("what", ["look", "answer"])
+    def test_a_scheduler_that_cannot_at_the_moment(
+        self, client, cluster, objects, monkeypatch, wait_until, array, what
     ):
         """Others go on as they were, and this client keeps its objects itself."""
         with Client(
@@ -263,9 +268,12 @@ class TestConnections:
         ) as other:
             theirs = other.submit(add_one, array, key="theirs")
             wait(theirs)
-            plugin = cluster.scheduler.plugins["proxystore"]
-            seen = {"reachable": False, "unreadable": ""}
-            monkeypatch.setattr(plugin._stores, "_see", lambda probe: seen)
+            if what == "look":
+                plugin = cluster.scheduler.plugins["proxystore"]
+                seen = {"reachable": False, "unreadable": ""}
+                monkeypatch.setattr(plugin._stores, "_see", lambda probe: seen)
+            else:
+                monkeypatch.setattr(Client, "_ps_ask", _no_answer)
             cluster.loop.add_callback(cluster.scheduler.client_comms[client.id].abort)
             wait_until(lambda: client.ps_stats().lifetimes == "client")
             monkeypatch.undo()
