@@ -431,7 +431,8 @@ class SchedulerStores:
             known = self._directories.get(connector.store_dir)
             if known is not None:
                 configs, keeper = known
-                configs.append(config)
+                if config not in configs:
+                    configs.append(config)
                 keeper.keep()
             else:
                 keeper = DirectoryKeeper(connector)

@@ -81,6 +81,17 @@ async def started(scheduler: Any) -> StoreLifetimes:
     return plugin
 
 
+def storing_client(scheduler: Any, objects: Files) -> Client:
+    """Return one whose large results go to the store."""
+    return Client(
+        scheduler.address,
+        asynchronous=True,
+        ps_store=objects.store,
+        ps_threshold="1 kB",
+        ps_results="large",
+    )
+
+
 def lease(plugin: StoreLifetimes, ref: Ref, client: str) -> None:
     plugin._lease(ref=pickle.dumps(ref), client=client)
 
@@ -231,13 +242,7 @@ async def test_nothing_grows_with_the_clients_that_have_been_there(scheduler, wo
     with mock.patch.object(scheduler_stores, "UNUSED", 0.01):
         for _ in range(2):
             with files() as objects:
-                async with Client(
-                    scheduler.address,
-                    asynchronous=True,
-                    ps_store=objects.store,
-                    ps_threshold="1 kB",
-                    ps_results="large",
-                ) as client:
+                async with storing_client(scheduler, objects) as client:
                     await wait(client.submit(np.ones, 1000))
         plugin = scheduler.plugins["proxystore"]
         await async_poll_for(lambda: not plugin._stores.opened, timeout=5)
@@ -290,13 +295,7 @@ async def test_what_a_worker_leaves_when_its_client_has_gone_is_swept(scheduler)
 @gen_cluster(client=False, nthreads=[("127.0.0.1", 1)])
 async def test_results_of_others_are_those_that_others_can_have(scheduler, worker):
     with files() as objects:
-        async with Client(
-            scheduler.address,
-            asynchronous=True,
-            ps_store=objects.store,
-            ps_threshold="1 kB",
-            ps_results="large",
-        ) as client:
+        async with storing_client(scheduler, objects) as client:
             plugin = scheduler.plugins["proxystore"]
             fire_and_forget(client.submit(np.ones, 1000, key="fired"))
             await async_poll_for(lambda: plugin.figures.evicted, timeout=5)
@@ -553,6 +552,9 @@ async def test_two_stores_in_one_directory_are_kept_as_long_as_one_is_needed(sch
         keeper = await plugin._keep(pickle.dumps(store.config()))
         assert keeper is not None
         store.connector.leave_to(keeper)
+    await plugin._keep(pickle.dumps(kept[0].config()))  # by another client of the first one
+    ((configs, _),) = plugin._stores._directories.values()
+    assert len(configs) == 2
     for store in kept:
         store.close()
     end_lease(plugin, refs[0], "me")
