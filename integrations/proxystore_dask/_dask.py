@@ -12,6 +12,7 @@ import contextvars
 import copy
 import inspect
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -109,7 +110,7 @@ def changed_task(
     return new
 
 
-class HookedClient(DaskClient):
+class HookedClient(DaskClient, ABC):
     """A client that says when it has connected, lost its scheduler, been restarted, and closed.
 
     distributed calls these methods in its event loop, for synchronous and asynchronous clients
@@ -118,6 +119,8 @@ class HookedClient(DaskClient):
 
     And it says which graph it is about to send, in the thread of whoever sends it: every graph goes
     through `_graph_to_futures`, whatever verb or collection it comes from.
+
+    What is then to be done is abstract here, and `Client`'s.
     """
 
     _ps_outbox: Outbox
@@ -163,6 +166,7 @@ class HookedClient(DaskClient):
         else:
             send(msg)
 
+    @abstractmethod
     def _ps_graph(
         self, expr: Any, keys: list[Any]
     ) -> tuple[Callable[[], tuple[Any, Callable[[Any], None]]], bool]:
@@ -171,7 +175,6 @@ class HookedClient(DaskClient):
         That is the graph, and what to call with the futures, by key. If it takes its time, it is
         called in a thread, and the futures are there before.
         """
-        raise NotImplementedError
 
     async def _gather(
         self, futures: Any, errors: Any = "raise", direct: Any = None, local_worker: Any = None
@@ -185,13 +188,13 @@ class HookedClient(DaskClient):
         # What is then named in "keys" is asked for again, once the scheduler says that it is there.
         return await self._ps_gathered(response) if response["status"] == "OK" else response
 
+    @abstractmethod
     def _ps_local(self, worker: Any) -> Any:
         """What has the ``data`` of the worker of this task that may be taken as they are."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _ps_gathered(self, response: dict[str, Any]) -> dict[str, Any]:
         """A response with the objects of results, or one that says which cannot be had."""
-        raise NotImplementedError
 
     async def _start(self, *args: Any, **kwargs: Any) -> DaskClient:
         await super()._start(*args, **kwargs)
@@ -255,25 +258,25 @@ class HookedClient(DaskClient):
         address: str = comm.peer_address
         return address
 
-    async def _ps_connected(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _ps_connected(self) -> None: ...
 
+    @abstractmethod
     async def _ps_reconnected(self) -> None:
         """Runs beside everything else; cancelled when the connection is lost again, or closed."""
-        raise NotImplementedError
 
-    def _ps_disconnected(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _ps_disconnected(self) -> None: ...
 
-    def _ps_restarted(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _ps_restarted(self) -> None: ...
 
-    def _ps_cancelled(self, keys: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _ps_cancelled(self, keys: Any) -> None: ...
 
+    @abstractmethod
     async def _ps_closed(self, scheduler: str | None) -> None:
         """`scheduler` is the address of one that is still there, as far as is known."""
-        raise NotImplementedError
 
 
 _EXCEPTION: Any = vars(FutureState)["exception"]  # the slot
