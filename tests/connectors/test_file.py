@@ -430,11 +430,18 @@ def test_a_guest_holds_nobody_up(tmp_path, another):
     assert not os.path.exists(guest.store_dir)
 
 
-def test_what_is_kept_goes_when_it_is_not_kept_any_more(tmp_path):
+@pytest.fixture
+def kept(tmp_path):
+    """A connector, the key of an object, and the keeper that the connector will leave it to."""
     connector = FileConnector(tmp_path / "store")
     key = connector.put(b"x")
     keeper = DirectoryKeeper(connector)
     connector.leave_to(keeper.name)
+    return connector, key, keeper
+
+
+def test_what_is_kept_goes_when_it_is_not_kept_any_more(kept):
+    connector, key, keeper = kept
     connector.close()
     connector.close()
     assert connector.exists(key)
@@ -442,11 +449,8 @@ def test_what_is_kept_goes_when_it_is_not_kept_any_more(tmp_path):
     assert not os.path.exists(connector.store_dir)
 
 
-def test_what_is_kept_no_more_goes_on_close(tmp_path):
-    connector = FileConnector(tmp_path / "store")
-    key = connector.put(b"x")
-    keeper = DirectoryKeeper(connector)
-    connector.leave_to(keeper.name)
+def test_what_is_kept_no_more_goes_on_close(kept):
+    connector, key, keeper = kept
     keeper.release()
     assert os.listdir(connector.store_dir) == [key.filename], "nobody has closed it"
     connector.close()
@@ -569,15 +573,12 @@ def test_where_there_are_no_such_locks_who_made_a_connector_clears(tmp_path, mon
     assert not os.path.exists(connector.store_dir)
 
 
-def test_where_there_are_no_such_locks_a_keeper_leaves_what_others_may_use(tmp_path, monkeypatch):
+def test_where_there_are_no_such_locks_a_keeper_leaves_what_others_may_use(kept, monkeypatch):
     def flock(fd, operation):
         if operation & fcntl.LOCK_EX:
             raise OSError(errno.EBADF, "as of NFS")
 
-    connector = FileConnector(tmp_path / "store")
-    key = connector.put(b"x")
-    keeper = DirectoryKeeper(connector)
-    connector.leave_to(keeper.name)
+    connector, key, keeper = kept
     connector.close()
     monkeypatch.setattr(file_module.fcntl, "flock", flock)
     keeper.release()
